@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From model output to verdict: the one answer parser, and the rule for UNKNOWN.
+
+Engines decode under a grammar, so their output always parses; text from elsewhere (a remote server, a data set, a model under
+evaluation) goes through the same ``parse_output`` and may fail, which is counted and never guessed at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import prompt
+from .types import Query, Verdict
+
+# Below this probability of the better side, neither side has won.
+DEFAULT_MIN_CONFIDENCE = 0.55
+
+_OUTPUT = re.compile(
+    r"\A\s*<think>(?P<reasoning>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*\Z", re.DOTALL
+)
+_LETTER = re.compile(r"\A\(?(?P<letter>[A-Za-z])\)?[.:]?(?:\s+(?P<text>.*))?\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Output text taken apart. ``verdict`` follows from the text alone."""
+
+    reasoning: str
+    answer: str
+    verdict: Verdict
+    option_index: int
+
+
+class ParseError(ValueError):
+    """The output does not follow the format or names no option."""
+
+
+def parse_output(text: str, query: Query) -> Parsed:
+    """Parse ``<think>...</think><answer>...</answer>`` as the answer to ``query``.
+
+    An option is named by its letter (``B``, ``(B)``, ``B. text``) or by exactly its text; nothing else is searched for letters.
+
+    Raises:
+        ParseError: with the reason.
+    """
+    match = _OUTPUT.match(text.replace(prompt.END_OF_TURN, ""))
+    if match is None:
+        raise ParseError("expected <think>...</think> <answer>...</answer>")
+    reasoning, answer = match["reasoning"].strip(), match["answer"].strip()
+    if not answer:
+        raise ParseError("the answer is empty")
+    if query.options:
+        return Parsed(reasoning, answer, Verdict.CHOICE, _option_index(answer, query.options))
+    if prompt.is_yes_no(query):
+        return Parsed(reasoning, answer, _yes_no(answer), -1)
+    return Parsed(reasoning, answer, Verdict.CHOICE, -1)
+
+
+def settle(verdict: Verdict, confidence: float, min_confidence: float = DEFAULT_MIN_CONFIDENCE) -> Verdict:
+    """UNKNOWN where neither side wins: the winner's probability is under ``min_confidence``."""
+    return verdict if confidence >= min_confidence else Verdict.UNKNOWN
+
+
+def _yes_no(answer: str) -> Verdict:
+    first = re.match(r"[A-Za-z]+", answer)
+    word = first.group().lower() if first else ""
+    if word == "yes":
+        return Verdict.YES
+    if word == "no":
+        return Verdict.NO
+    if word == "unknown":
+        return Verdict.UNKNOWN
+    raise ParseError(f"expected yes or no, got {answer[:40]!r}")
+
+
+def _option_index(answer: str, options: Sequence[str]) -> int:
+    folded = answer.casefold().rstrip(".")
+    for index, option in enumerate(options):
+        if folded == option.strip().casefold().rstrip("."):
+            return index
+    match = _LETTER.match(answer)
+    if match is None:
+        raise ParseError(f"expected an option's letter, got {answer[:40]!r}")
+    index = ord(match["letter"].upper()) - ord("A")
+    if index >= len(options):
+        raise ParseError(f"there is no option {match['letter']!r}")
+    text = match["text"]
+    if text is not None and text.strip().casefold().rstrip(".") != options[index].strip().casefold().rstrip("."):
+        raise ParseError(f"letter and text disagree: {answer[:40]!r}")
+    return index

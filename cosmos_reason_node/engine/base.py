@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Engine protocol: the only thing that the node, RL rollouts and the evaluator know of a model.
+
+An engine answers a request as a generator of events, one step of work per ``next()``. Whoever drives it (the engine process,
+``host.serve``; a rollout worker; a test) decides when to stop: closing the generator frees all that the request held. So
+cancel and deadline take effect within one token step, and several requests interleave by taking turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import ErrorCode
+from ..types import Answer, Latency, ModelInfo, Query, Window
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+        seed: of the request's own generator; the same request and seed give the same tokens.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """Queries about the same windows, answered as branches after one shared prefix.
+
+    Attributes:
+        request_id: unique among running requests.
+        windows: one per camera, in the order the prompt shows them.
+        queries: one branch each.
+        max_answer_tokens: bound on a free-form answer.
+        sampling: applied to every branch.
+        deadline_s: seconds of engine time after which the request fails with DEADLINE_EXCEEDED; 0 = none.
+    """
+
+    request_id: str
+    windows: tuple[Window, ...]
+    queries: tuple[Query, ...]
+    max_answer_tokens: int = 48
+    sampling: Sampling = Sampling()
+    deadline_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of output text. ``thinking`` is true inside <think></think>. ``text`` may be empty (a step of work)."""
+
+    branch: int
+    text: str
+    thinking: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """Branch ``branch`` has its answer. ``latency`` lacks window_s and queue_s, which only the caller knows."""
+
+    branch: int
+    answer: Answer
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Branch ``branch`` has none, or, with ``branch`` -1, the whole request."""
+
+    branch: int
+    error_code: ErrorCode
+    error_msg: str
+
+
+Event = Token | Done | Failed
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model, where."""
+        ...
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of prompt (visual included) that a request may have."""
+        ...
+
+    def answer(self, request: Request) -> Iterator[Event]:
+        """Answer ``request``, yielding after each step of work, and end.
+
+        Every branch ends with exactly one ``Done`` or ``Failed`` unless the generator is closed first. A bad request is a
+        ``Failed`` event; an exception out of the generator means that the engine itself is broken.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free memory. The engine is unusable afterwards; calling it again does nothing."""
+        ...
