@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine process is told, and the states it goes through. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ..decision import DEFAULT_MIN_CONFIDENCE
+from ..errors import ErrorCode
+from ..types import ModelInfo
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which model to load and how to run it.
+
+    Attributes:
+        model_dir: local directory in Hugging Face format.
+        kind: implementation; "torch".
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
+        dtype: "auto" (float32 on cpu, bfloat16 on cuda), "float32", "bfloat16", "float16".
+        threads: CPU threads of the engine process; 0 leaves torch's choice.
+        mrope_time: "float" or "legacy_zero", see models/mrope.py.
+        min_confidence: probability under which a verdict is UNKNOWN.
+        default_think_tokens: thinking budget of queries that do not set one.
+        max_active: requests that advance in turns; the rest wait.
+        warm_up: run one request of full size before reporting READY.
+    """
+
+    model_dir: str
+    kind: str = "torch"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    mrope_time: str = "float"
+    min_confidence: float = DEFAULT_MIN_CONFIDENCE
+    default_think_tokens: int = 0
+    max_active: int = 4
+    warm_up: bool = True
+
+
+class EngineState(enum.Enum):
+    """State of the engine process as its host sees it."""
+
+    STOPPED = "stopped"  # not started, or stopped by stop()
+    LOADING = "loading"  # first start: process up, model loading and testing itself
+    READY = "ready"  # accepts requests
+    RESTARTING = "restarting"  # it died; waiting out the back-off or loading again
+    FAILED = "failed"  # given up: the model cannot be loaded; start() tries again
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """A state with its circumstances.
+
+    Attributes:
+        state: the state.
+        error_code: why the engine is not ready; NONE in STOPPED, LOADING and READY.
+        error_msg: the same in words, with what to do.
+        info: the loaded model; None before the first READY.
+        max_prompt_tokens: most tokens of prompt a request may have; 0 before the first READY.
+        pid: of the engine process; 0 when there is none.
+        restarts: times the process was started again since start().
+    """
+
+    state: EngineState
+    error_code: ErrorCode = ErrorCode.NONE
+    error_msg: str = ""
+    info: ModelInfo | None = None
+    max_prompt_tokens: int = 0
+    pid: int = 0
+    restarts: int = 0
