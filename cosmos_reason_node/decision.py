@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From model output to verdict: the one answer parser, and the rule for UNKNOWN.
 
-Engines decode under a grammar, so their output always parses; text from elsewhere (a remote server, a data set, a model under
-evaluation) goes through the same ``parse_output`` and may fail, which is counted and never guessed at.
+Engines decode under a grammar, so their output always parses; text from elsewhere (a remote server, a data
+set, a model under evaluation) goes through the same ``parse_output`` and may fail, which is counted and never
+guessed at.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class ParseError(ValueError):
 def parse_output(text: str, query: Query) -> Parsed:
     """Parse ``<think>...</think><answer>...</answer>`` as the answer to ``query``.
 
-    An option is named by its letter (``B``, ``(B)``, ``B. text``) or by exactly its text; nothing else is searched for letters.
+    An option is named by its letter (``B``, ``(B)``, ``B. text``) or by exactly its text; nothing else is
+    searched for letters.
 
     Raises:
         ParseError: with the reason.
@@ -87,6 +89,8 @@ def _option_index(answer: str, options: Sequence[str]) -> int:
     if index >= len(options):
         raise ParseError(f"there is no option {match['letter']!r}")
     text = match["text"]
-    if text is not None and text.strip().casefold().rstrip(".") != options[index].strip().casefold().rstrip("."):
+    if text is not None and text.strip().casefold().rstrip(".") != options[index].strip().casefold().rstrip(
+        "."
+    ):
         raise ParseError(f"letter and text disagree: {answer[:40]!r}")
     return index

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named errors that reach users.
 
-``ErrorCode`` mirrors the constants of ``cosmos_reason_msgs/msg/ErrorCode``; a contract test keeps the two equal. Codes are
-grouped by hundreds so that a client can react to a group it does not know in detail.
+``ErrorCode`` mirrors the constants of ``cosmos_reason_msgs/msg/ErrorCode``; a contract test keeps the two
+equal. Codes are grouped by hundreds so that a client can react to a group it does not know in detail.
 """
 
 from __future__ import annotations

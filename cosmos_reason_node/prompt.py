@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one prompt builder, for node, training and evaluation.
 
-Follows the conventions released with Cosmos-Reason1 (arXiv 2503.15558 and the public repository): media before text, the system
-text of its benchmark, options as ``(A) ...`` lines, reasoning in <think></think>, the answer in <answer></answer>.
+Follows the conventions released with Cosmos-Reason1 (arXiv 2503.15558 and the public repository): media
+before text, the system text of its benchmark, options as ``(A) ...`` lines, reasoning in <think></think>, the
+answer in <answer></answer>.
 
-A prompt has two parts that are tokenised apart: ``prefix`` (system text and video) is the same for every query about a
-window, ``suffix`` (question and the assistant's header) is the query's own. The split falls on a special token, so the tokens are
-those of the whole text, and an engine computes the prefix once per window.
+A prompt has two parts that are tokenised apart: ``prefix`` (system text and video) is the same for every
+query about a window, ``suffix`` (question and the assistant's header) is the query's own. The split falls on
+a special token, so the tokens are those of the whole text, and an engine computes the prefix once per window.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def suffix(query: Query) -> str:
 
 
 def target(reasoning: str, answer: str) -> str:
-    """What a model is trained to say; empty ``reasoning`` gives an empty think block (as with a thinking budget of 0)."""
+    """What a model is trained to say. Empty ``reasoning``: an empty think block, as with a budget of 0."""
     return THINK_OPEN + reasoning.strip() + THINK_CLOSE + answer.strip() + ANSWER_CLOSE + END_OF_TURN
 
 
@@ -176,11 +177,6 @@ def encode_suffix(tokenizer: Tokenizer, query: Query) -> list[int]:
 
 
 def encode_target(tokenizer: Tokenizer, reasoning: str, answer: str) -> list[int]:
-    """Token ids of ``target``, cut where an engine cuts: the forced pieces of text are tokenised on their own."""
+    """Token ids of ``target``. Pieces that an engine forces are tokenised on their own, as it does."""
     pieces = [THINK_OPEN, reasoning.strip(), THINK_CLOSE, answer.strip(), ANSWER_CLOSE + END_OF_TURN]
-    return [
-        token
-        for piece in pieces
-        if piece
-        for token in tokenizer.encode(piece, add_special_tokens=False)
-    ]
+    return [token for piece in pieces if piece for token in tokenizer.encode(piece, add_special_tokens=False)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records that cross boundaries: frames, windows, queries, answers, decisions.
 
-All are frozen. Times are integer nanoseconds: ``*_stamp_ns`` is capture time on the ROS clock (the camera driver's
-``header.stamp``); ``*_s`` are durations in seconds.
+All are frozen. Times are integer nanoseconds: ``*_stamp_ns`` is capture time on the ROS clock (the camera
+driver's ``header.stamp``); ``*_s`` are durations in seconds.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Window:
 
     Attributes:
         camera: name of the camera.
-        frames: oldest first. ``frames[i]`` fills tick ``first_tick + i``; a tick no camera frame fell into repeats the
-            frame before it (so its ``tick`` is smaller), and ``held`` counts those.
-        first_tick: index of the first tick; always even, so that pairs of frames (temporal patches) lie on one
-            absolute grid whatever the window's start.
+        frames: oldest first. ``frames[i]`` fills tick ``first_tick + i``; a tick no camera frame fell into
+            repeats the frame before it (so its ``tick`` is smaller), and ``held`` counts those.
+        first_tick: index of the first tick; always even, so that pairs of frames (temporal patches) lie on
+            one absolute grid whatever the window's start.
         period_ns: length of a tick.
         held: ticks filled by repetition.
         asked: number of frames a full window has; ``len(frames) < asked`` at start-up and after a reset.
@@ -114,7 +114,8 @@ class Query:
         question: the user's own question (QUESTION).
         options: choices for a multiple-choice answer; empty for yes/no and free-form answers. At most 26.
         yes_no: for QUESTION without options: constrain the answer to yes or no.
-        think_tokens: most tokens of reasoning before the answer; 0 answers at once; -1 takes the engine's default.
+        think_tokens: most tokens of reasoning before the answer; 0 answers at once; -1 takes the engine's
+            default.
     """
 
     kind: QueryKind
@@ -134,8 +135,8 @@ class Answer:
         verdict: YES, NO or UNKNOWN for yes/no queries, else CHOICE (UNKNOWN when no option wins).
         answer: text inside <answer></answer>.
         option_index: index into ``Query.options``; -1 when there are none or none wins.
-        confidence: probability in [0, 1] of the verdict (or option) token among the verdict (or option) tokens; for
-            free-form answers the geometric mean probability of the answer's tokens.
+        confidence: probability in [0, 1] of the verdict (or option) token among the verdict (or option)
+            tokens; for free-form answers the geometric mean probability of the answer's tokens.
         reasoning: text inside <think></think>.
         prompt_tokens, output_tokens: counts, the first including visual tokens.
         think_closed_by_budget: the reasoning was cut because ``think_tokens`` was spent.
@@ -174,10 +175,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Latency:
-    """Where the time went, seconds. ``window_s + queue_s + vision_s + prefill_s + decode_s`` is about the total.
+    """Where the time went, seconds; all but ``first_token_s`` add up to about the total.
 
     Attributes:
-        window_s: newest frame's capture to the request being queued (transport, conversion, waiting for the pair).
+        window_s: newest frame's capture to the request being queued (transport, conversion, waiting for the
+            pair).
         queue_s: queued to started by the engine.
         vision_s: preprocessing and vision tower.
         prefill_s: language model over system prompt, video and question.

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows by capture stamp on an absolute time grid.
 
-Tick ``k`` is the time cell [k * period, (k + 1) * period) of the camera's clock. The first frame whose stamp falls into a cell is
-that tick's frame; later ones in the same cell are skipped before they are decoded. A pair of ticks (2j, 2j + 1) is one temporal
-patch of the vision tower, so windows start and end on pair boundaries: two windows that share a pair share its features exactly.
+Tick ``k`` is the time cell [k * period, (k + 1) * period) of the camera's clock. The first frame whose stamp
+falls into a cell is that tick's frame; later ones in the same cell are skipped before they are decoded. A
+pair of ticks (2j, 2j + 1) is one temporal patch of the vision tower, so windows start and end on pair
+boundaries: two windows that share a pair share its features exactly.
 
-A cell without a frame repeats the frame before it (sample and hold) and is counted, so that the model always sees evenly spaced
-frames and the decision says which were real. A hole longer than ``max_hold_s``, or a stamp that jumps back by more than
-``max_backward_s``, empties the buffer: frames from before and after never share a window.
+A cell without a frame repeats the frame before it (sample and hold) and is counted, so that the model always
+sees evenly spaced frames and the decision says which were real. A hole longer than ``max_hold_s``, or a stamp
+that jumps back by more than ``max_backward_s``, empties the buffer: frames from before and after never share
+a window.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Offer(enum.Enum):
 
 @dataclass
 class WindowCounters:
-    """Since start. ``received`` is the sum of the five outcomes; ``held`` counts ticks, the rest counts frames or events."""
+    """Counts since start; ``received`` is the sum of the five outcomes of an offer."""
 
     received: int = 0
     sampled: int = 0
@@ -71,8 +73,8 @@ class WindowBuffer:
         grid: the time grid.
         num_frames: frames of a full window, even, at least 2.
         max_hold_s: longest hole that is filled by repetition.
-        max_backward_s: stamps older than the newest by at most this much are dropped as out of order; beyond it the clock
-            has jumped (a bag looped, the time source was set) and the buffer starts anew.
+        max_backward_s: stamps older than the newest by at most this much are dropped as out of order; beyond
+            it the clock has jumped (a bag looped, the time source was set) and the buffer starts anew.
     """
 
     def __init__(
@@ -124,12 +126,12 @@ class WindowBuffer:
         return Offer.SAMPLE
 
     def lose(self) -> None:
-        """The frame that ``offer`` wanted could not be decoded: let the next one of the same tick stand in."""
+        """The frame that ``offer`` wanted could not be decoded: the next of its tick may stand in."""
         self.counters.lost += 1
         self._offered_tick = None
 
     def put(self, frame: Frame) -> None:
-        """Add the decoded frame that ``offer`` asked for; ticks since the last one are held or reset the buffer."""
+        """Add the frame ``offer`` asked for, right after it. Missed ticks are held, or reset the buffer."""
         if frame.camera != self.camera:
             raise ValueError(f"frame of camera {frame.camera!r} put into the buffer of {self.camera!r}")
         if self._frames:
@@ -149,7 +151,7 @@ class WindowBuffer:
         self._frames.append((frame.tick, frame))
 
     def window(self, min_frames: int = 2) -> Window | None:
-        """The newest window that ends on a complete pair, or None while it has fewer than ``min_frames`` frames."""
+        """The newest window that ends on a complete pair; None while it is shorter than ``min_frames``."""
         ticks = list(self._frames)
         if ticks and ticks[-1][0] % 2 == 0:
             ticks.pop()

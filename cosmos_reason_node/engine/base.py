@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Engine protocol: the only thing that the node, RL rollouts and the evaluator know of a model.
 
-An engine answers a request as a generator of events, one step of work per ``next()``. Whoever drives it (the engine process,
-``host.serve``; a rollout worker; a test) decides when to stop: closing the generator frees all that the request held. So
-cancel and deadline take effect within one token step, and several requests interleave by taking turns.
+An engine answers a request as a generator of events, one step of work per ``next()``. Whoever drives it (the
+engine process, ``host.serve``; a rollout worker; a test) decides when to stop: closing the generator frees
+all that the request held. So cancel and deadline take effect within one token step, and several requests
+interleave by taking turns.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of output text. ``thinking`` is true inside <think></think>. ``text`` may be empty (a step of work)."""
+    """A piece of output text; empty for a step of work. ``thinking`` is true inside <think></think>."""
 
     branch: int
     text: str
@@ -63,7 +64,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Done:
-    """Branch ``branch`` has its answer. ``latency`` lacks window_s and queue_s, which only the caller knows."""
+    """Branch ``branch`` has its answer. Only the caller knows window_s and queue_s of ``latency``."""
 
     branch: int
     answer: Answer
@@ -98,8 +99,9 @@ class Engine(Protocol):
     def answer(self, request: Request) -> Iterator[Event]:
         """Answer ``request``, yielding after each step of work, and end.
 
-        Every branch ends with exactly one ``Done`` or ``Failed`` unless the generator is closed first. A bad request is a
-        ``Failed`` event; an exception out of the generator means that the engine itself is broken.
+        Every branch ends with exactly one ``Done`` or ``Failed`` unless the generator is closed first. A bad
+        request is a ``Failed`` event; an exception out of the generator means that the engine itself is
+        broken.
         """
         ...
 
