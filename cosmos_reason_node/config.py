@@ -211,7 +211,10 @@ class Config:
         unknown = sorted(set(values) - names)
         if unknown:
             raise CosmosReasonError(ErrorCode.INVALID_REQUEST, f"unknown settings: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()
+        }
+        return cls(**fields)
 
     @property
     def camera_topics(self) -> dict[str, str]:
