@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames to patches, in exactly the order and scale of Hugging Face's Qwen2.5-VL processor, without
-torchvision.
+"""Frames to patches in the order and scale of Hugging Face's Qwen2.5-VL processor, without torchvision.
 
 Axes: T frames, t = T / temporal_patch, h x w patches of a frame, m merge, p patch side, C colour. One row of
 the result is one patch, laid out (C, temporal_patch, p, p); rows run over (t, h/m, w/m, m, m), so that the m
