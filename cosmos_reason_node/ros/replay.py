@@ -4,15 +4,18 @@
     file ── advance ──> wait until due ── decode ──> publish (image_raw, or image_raw/compressed)
     device ── read ──> publish
 
-Frames are due on an absolute schedule (start + the file's own time of the frame), so delays do not add up, and
-``header.stamp`` is the moment the frame was due, on the node's clock: lateness of this process shows up as
-age, as it would with a camera driver. Frames that are late by more than ``MAX_LATE_S`` are left out and
-counted. The process ends with exit code 0 after the last frame has been delivered.
+Frames are due on an absolute schedule (start + the file's own time of the frame), so delays do not add up,
+and ``header.stamp`` is the moment the frame was due, on the node's clock: lateness of this process shows up
+as age, as it would with a camera driver. Frames that are late by more than ``MAX_LATE_S`` are left out and
+counted. With ``publish_clock`` stamps and ``/clock`` follow the recording's time instead (at ``rate`` times
+the wall clock), for nodes with ``use_sim_time``. The process ends with exit code 0 after the last frame has
+been delivered.
 """
 
 from __future__ import annotations
 
 import array
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -26,8 +29,10 @@ from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..video import CameraDevice, VideoError, VideoFile, shrink
@@ -36,33 +41,25 @@ from ..video import CameraDevice, VideoError, VideoFile, shrink
 MAX_LATE_S = 0.25
 # Longest wait for subscribers to confirm the last images (reliable publishers), seconds.
 ACK_TIMEOUT_S = 2.0
+# Period of /clock between frames, seconds.
+CLOCK_PERIOD_S = 0.01
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 # name: (default, description, low, high)
 _PARAMETERS: dict[str, tuple[Any, str, float | None, float | None]] = {
-    "video": ("", "Video file to replay.", None, None),
-    "device": ("", "Camera device instead of a file: /dev/video0 or 0.", None, None),
-    "topic": (
-        "image_raw",
-        "Topic of the images; /compressed is appended where compressed is set.",
-        None,
-        None,
-    ),
+    "source": ("", "Video file, or a camera device such as /dev/video0.", None, None),
+    "topic": ("image_raw", "Topic of the images; format jpeg appends /compressed.", None, None),
+    "format": ("raw", "raw: sensor_msgs/Image; jpeg: sensor_msgs/CompressedImage.", None, None),
     "frame_id": ("camera", "tf frame in the header.", None, None),
-    "rate": (0.0, "Frames per second; 0 = the times in the file, or the device's own rate.", 0.0, 240.0),
-    "loop": (False, "Start again at the end of the file.", None, None),
+    "rate": (1.0, "Speed of a file; 1 = its own.", 0.01, 100.0),
+    "loop": (False, "Start again at the end of the file, with stamps that go on.", None, None),
+    "wait_s": (60.0, "Longest wait for a first subscriber before the first frame, seconds.", 0.0, 3600.0),
+    "publish_clock": (False, "Publish /clock from the recording's time.", None, None),
     "max_duration_s": (0.0, "Stop after this long, seconds; 0 = at the end of the file.", 0.0, 86400.0),
-    "wait_subscriber_s": (
-        10.0,
-        "Longest wait for a subscriber before the first frame, seconds.",
-        0.0,
-        3600.0,
-    ),
     "linger_s": (0.5, "Stay this long after the last frame, seconds.", 0.0, 60.0),
     "max_side": (0, "Scale larger images down to this longer side, pixels; 0 = as recorded.", 0, 16384),
-    "compressed": (False, "Publish sensor_msgs/CompressedImage (JPEG).", None, None),
-    "jpeg_quality": (90, "Quality of compressed images.", 1, 100),
+    "jpeg_quality": (90, "Quality of format jpeg.", 1, 100),
     "reliability": ("reliable", "reliable or best_effort.", None, None),
     "qos_depth": (8, "Images kept by the middleware.", 1, 100),
 }
@@ -81,7 +78,7 @@ class Replay(Node):
         for name, (default, doc, low, high) in _PARAMETERS.items():
             self.declare_parameter(name, default, _descriptor(default, doc, low, high))
         self._check_parameters()
-        self._compressed: bool = self._value("compressed")
+        self._compressed = self._value("format") == "jpeg"
         topic = self._value("topic") + ("/compressed" if self._compressed else "")
         self._publisher = self.create_publisher(
             CompressedImage if self._compressed else Image,
@@ -97,11 +94,12 @@ class Replay(Node):
         self._jpeg = [cv2.IMWRITE_JPEG_QUALITY, self._value("jpeg_quality")]
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
-        self._source: VideoFile | CameraDevice = (
-            VideoFile(self._value("video"))
-            if self._value("video")
-            else CameraDevice(self._value("device"), self._value("rate"))
+        self._clock_publisher = (
+            self.create_publisher(Clock, "/clock", 10) if self._value("publish_clock") else None
         )
+        self._source = _open(self._value("source"))
+        self._start_s = math.inf  # on the monotonic clock, when the first frame is due
+        self._start_ns = self.get_clock().now().nanoseconds  # what /clock says until then
         self.published = 0
         self.skipped = 0
 
@@ -112,13 +110,13 @@ class Replay(Node):
             VideoError: the source fails on the way.
         """
         self._wait_for_subscriber()
-        start_s = time.monotonic()
         self.get_logger().info(f"replaying {self._describe()} on {self._publisher.topic_name}")
+        self._start_s = time.monotonic()
         if isinstance(self._source, VideoFile):
-            self._replay_file(self._source, start_s)
+            self._replay_file(self._source)
         else:
-            self._relay_device(self._source, start_s)
-        elapsed_s = time.monotonic() - start_s
+            self._relay_device(self._source)
+        elapsed_s = time.monotonic() - self._start_s
         self._publisher.wait_for_all_acked(Duration(seconds=ACK_TIMEOUT_S))
         self._spin_until(time.monotonic() + self._value("linger_s"))
         self.get_logger().info(
@@ -131,9 +129,10 @@ class Replay(Node):
         self._executor.shutdown(timeout_sec=1.0)
         self.destroy_node()
 
-    def _replay_file(self, video: VideoFile, start_s: float) -> None:
+    def _replay_file(self, video: VideoFile) -> None:
+        speed = self._value("rate")
         for time_s in self._schedule(video):
-            due_s = start_s + time_s
+            due_s = self._start_s + time_s / speed
             self._spin_until(due_s)
             if time.monotonic() - due_s > MAX_LATE_S:
                 self.skipped += 1
@@ -143,20 +142,25 @@ class Replay(Node):
                 )
                 continue
             message = self._message(video.image())
-            late = Duration(nanoseconds=round((time.monotonic() - due_s) * 1e9))
-            self._publish(message, self.get_clock().now() - late)
+            if self._clock_publisher:
+                stamp_ns = self._start_ns + round(time_s * 1e9)
+                self._publish_clock(self._clock_publisher, stamp_ns)
+            else:
+                late_s = time.monotonic() - due_s
+                stamp_ns = self.get_clock().now().nanoseconds - round(late_s * 1e9)
+            self._publish(message, stamp_ns)
 
     def _schedule(self, video: VideoFile) -> Iterator[float]:
-        """Advance the video; yields when each frame is due, seconds after the start."""
-        rate, limit_s = self._value("rate"), self._value("max_duration_s")
+        """Advance the video; yields each frame's time in the recording, seconds; loops go on counting."""
+        limit_s = self._value("max_duration_s") * self._value("rate")
         round_start_s = 0.0
         while True:
-            index, due_s = 0, round_start_s
+            index, total_s = 0, round_start_s
             while (time_s := video.advance()) is not None:
-                due_s = round_start_s + (index / rate if rate else time_s)
-                if limit_s and due_s >= limit_s:
+                total_s = round_start_s + time_s
+                if limit_s and total_s >= limit_s:
                     return
-                yield due_s
+                yield total_s
                 index += 1
             if index < video.info.frames - 1:
                 self.get_logger().warning(
@@ -164,15 +168,15 @@ class Replay(Node):
                 )
             if not self._value("loop") or index == 0:
                 return
-            round_start_s = due_s + 1 / (rate or video.info.fps)
+            round_start_s = total_s + 1 / video.info.fps
             video.rewind()
 
-    def _relay_device(self, camera: CameraDevice, start_s: float) -> None:
+    def _relay_device(self, camera: CameraDevice) -> None:
         limit_s = self._value("max_duration_s")
-        while not limit_s or time.monotonic() - start_s < limit_s:
+        while not limit_s or time.monotonic() - self._start_s < limit_s:
             image = camera.image()
-            stamp = self.get_clock().now()
-            self._publish(self._message(image), stamp)
+            stamp_ns = self.get_clock().now().nanoseconds
+            self._publish(self._message(image), stamp_ns)
             self._executor.spin_once(timeout_sec=0)
 
     def _message(self, image: np.ndarray) -> Image | CompressedImage:
@@ -188,14 +192,18 @@ class Replay(Node):
         data = array.array("B", image.tobytes())
         return Image(height=height, width=width, encoding="bgr8", step=3 * width, data=data)
 
-    def _publish(self, message: Image | CompressedImage, stamp: Time) -> None:
-        message.header.stamp = stamp.to_msg()
+    def _publish(self, message: Image | CompressedImage, stamp_ns: int) -> None:
+        message.header.stamp = Time(nanoseconds=stamp_ns).to_msg()
         message.header.frame_id = self._frame_id
         self._publisher.publish(message)
         self.published += 1
 
+    @staticmethod
+    def _publish_clock(publisher: Publisher, now_ns: int) -> None:
+        publisher.publish(Clock(clock=Time(nanoseconds=now_ns).to_msg()))
+
     def _wait_for_subscriber(self) -> None:
-        limit_s = self._value("wait_subscriber_s")
+        limit_s = self._value("wait_s")
         end_s = time.monotonic() + limit_s
         while self._publisher.get_subscription_count() == 0:
             if time.monotonic() >= end_s:
@@ -205,13 +213,18 @@ class Replay(Node):
             self._spin_until(min(end_s, time.monotonic() + 0.05))
 
     def _spin_until(self, due_s: float) -> None:
-        """Serve parameters and signals until ``due_s`` on the monotonic clock."""
+        """Serve parameters, signals and ``/clock`` until ``due_s`` on the monotonic clock."""
         while (left_s := due_s - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left_s)
+            if self._clock_publisher is None:
+                self._executor.spin_once(timeout_sec=left_s)
+                continue
+            played_s = max(0.0, time.monotonic() - self._start_s) * self._value("rate")
+            self._publish_clock(self._clock_publisher, self._start_ns + round(played_s * 1e9))
+            self._executor.spin_once(timeout_sec=min(left_s, CLOCK_PERIOD_S))
 
     def _describe(self) -> str:
         if isinstance(self._source, CameraDevice):
-            return str(self._source.path)
+            return f"the camera {self._source.path}"
         info = self._source.info
         return f"{self._source.path} ({info.width}x{info.height}, {info.fps:g} fps, {info.duration_s:.1f} s)"
 
@@ -219,14 +232,26 @@ class Replay(Node):
         return self.get_parameter(name).value
 
     def _check_parameters(self) -> None:
-        if bool(self._value("video")) == bool(self._value("device")):
-            raise ValueError("give either the parameter `video` (a file) or `device` (a camera)")
+        if not self._value("source"):
+            raise ValueError("set the parameter `source` to a video file or a camera device")
+        if self._value("format") not in ("raw", "jpeg"):
+            raise ValueError(f"format is {self._value('format')!r}; use raw or jpeg")
+        if _is_device(self._value("source")) and (self._value("rate") != 1.0 or self._value("publish_clock")):
+            raise ValueError("a camera device is live: rate and publish_clock are for files")
         if self._value("reliability") not in ("reliable", "best_effort"):
             raise ValueError(
                 f"reliability must be reliable or best_effort, not {self._value('reliability')!r}"
             )
         if not self._value("topic"):
             raise ValueError("topic is empty")
+
+
+def _is_device(source: str) -> bool:
+    return source.startswith("/dev/")
+
+
+def _open(source: str) -> VideoFile | CameraDevice:
+    return CameraDevice(source) if _is_device(source) else VideoFile(source)
 
 
 def _descriptor(default: Any, doc: str, low: float | None, high: float | None) -> ParameterDescriptor:
