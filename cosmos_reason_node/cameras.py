@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cameras' windows and how fresh they are. Ages are in node time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .config import Config
+from .errors import CosmosReasonError, ErrorCode
+from .types import Frame, Window
+from .window import TimeGrid, WindowBuffer
+
+
+@dataclass
+class _Camera:
+    buffer: WindowBuffer
+    topic: str
+    shape: tuple[int, ...] = ()
+    last_tick: int | None = None  # of the newest window
+    fresh_ns: int | None = None  # the earlier of the newest frame's capture and arrival
+    bad_ns: int | None = None  # arrival of the last image that cannot be used
+    bad_reason: str = ""
+
+
+class CameraWindows:
+    """One window buffer a camera.
+
+    Args:
+        config: settings with the model's defaults filled in.
+        clock: node time, nanoseconds.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], int]) -> None:
+        self._config = config
+        self._clock = clock
+        grid = TimeGrid.from_fps(config.fps)
+        self._cameras = {
+            name: _Camera(
+                WindowBuffer(name, grid, config.window_frames, config.max_hold_s, config.max_backward_s),
+                topic,
+            )
+            for name, topic in config.camera_topics.items()
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cameras)
+
+    def buffer(self, name: str) -> WindowBuffer:
+        """Window buffer of camera ``name``; its ``offer`` decides about a frame before it is decoded."""
+        return self._cameras[name].buffer
+
+    def added(self, frame: Frame) -> int | None:
+        """A sampled frame was put into its buffer.
+
+        Returns:
+            Last grid tick of the newest window when that has moved; else None.
+        """
+        camera = self._cameras[frame.camera]
+        if camera.shape and camera.shape != frame.image.shape:
+            # The camera changed its size: frames of two sizes never share a window.
+            camera.buffer.clear()
+            camera.buffer.put(frame)
+        camera.shape = frame.image.shape
+        camera.fresh_ns = min(frame.stamp_ns, self._clock())
+        window = camera.buffer.window(self._config.min_frames)
+        last_tick = None if window is None else window.first_tick + len(window.frames) - 1
+        moved = last_tick is not None and last_tick != camera.last_tick
+        camera.last_tick = last_tick
+        return last_tick if moved else None
+
+    def bad_image(self, name: str, reason: str) -> None:
+        """An image of ``name`` arrived that cannot be used."""
+        camera = self._cameras[name]
+        camera.bad_ns = self._clock()
+        camera.bad_reason = reason
+
+    def clear(self) -> None:
+        """Node time was set back: what the windows hold is no longer the recent past."""
+        for camera in self._cameras.values():
+            camera.buffer.clear()
+            camera.buffer.counters.clock_jumps += 1
+            camera.fresh_ns = camera.bad_ns = camera.last_tick = None
+
+    def newest(self, name: str) -> tuple[Window, ...]:
+        """The newest window of ``name``, however old; empty when there is none."""
+        window = self.buffer(name).window(self._config.min_frames)
+        return () if window is None else (window,)
+
+    def fresh(self, name: str, max_stale_s: float) -> Window:
+        """The newest window of ``name``.
+
+        Raises:
+            CosmosReasonError: NO_FRAMES, STALE_FRAMES or BAD_IMAGE, with what to look at.
+        """
+        self.check_fresh(name, max_stale_s)
+        window = self.buffer(name).window(self._config.min_frames)
+        if window is None:
+            raise CosmosReasonError(
+                ErrorCode.NO_FRAMES,
+                f"camera {name!r} has not given {self._config.min_frames} frames in a row yet: try again in "
+                f"{self._config.min_frames / self._config.fps:.1f} s",
+            )
+        return window
+
+    def check_fresh(self, name: str, max_stale_s: float) -> None:
+        """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest frame of ``name`` is recent."""
+        camera = self._cameras[name]
+        age_s = None if camera.fresh_ns is None else (self._clock() - camera.fresh_ns) / 1e9
+        if age_s is not None and age_s <= max_stale_s:
+            return
+        if camera.bad_ns is not None and (camera.fresh_ns is None or camera.bad_ns > camera.fresh_ns):
+            raise CosmosReasonError(
+                ErrorCode.BAD_IMAGE, f"images of camera {name!r} cannot be used: {camera.bad_reason}"
+            )
+        if age_s is None:
+            raise CosmosReasonError(
+                ErrorCode.NO_FRAMES,
+                f"no image of camera {name!r} has arrived: is {camera.topic} published?",
+            )
+        raise CosmosReasonError(
+            ErrorCode.STALE_FRAMES,
+            f"the newest frame of camera {name!r} is {age_s:.1f} s old by the node's clock (limit "
+            f"{max_stale_s:g} s): is {camera.topic} still published, and is its clock in step?",
+        )

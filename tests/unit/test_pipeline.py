@@ -1,0 +1,568 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline against an engine that answers when the test says so."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cosmos_reason_node.config import Config
+from cosmos_reason_node.engine.base import Done, Failed, Request, Token
+from cosmos_reason_node.engine.spec import EngineState, EngineStatus
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
+from cosmos_reason_node.monitors import Task
+from cosmos_reason_node.pipeline import MAX_QUERIES_RUNNING, Pipeline
+from cosmos_reason_node.types import (
+    Answer,
+    Decision,
+    Frame,
+    Latency,
+    ModelInfo,
+    Query,
+    QueryKind,
+    Source,
+    Verdict,
+)
+from cosmos_reason_node.window import Offer
+
+PERIOD_NS = 250_000_000
+START_NS = 1_000_000 * PERIOD_NS  # an even tick
+YES = Answer(Verdict.YES, "yes", -1, 0.9, "because", 100, 3)
+
+
+class ScriptedEngine:
+    """Keeps requests; the test finishes them."""
+
+    def __init__(self) -> None:
+        self.status = EngineStatus(EngineState.READY, info=ModelInfo(model_id="scripted"))
+        self.requests: dict[str, Request] = {}
+        self.order: list[str] = []
+        self.canceled: list[str] = []
+
+    def submit(self, request: Request, *, priority: bool = False) -> None:
+        if self.status.state is not EngineState.READY:
+            raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "not ready")
+        assert request.request_id not in self.requests
+        self.requests[request.request_id] = request
+        self.order.append(request.request_id)
+
+    def cancel(self, request_id: str, branch: int | None = None) -> bool:
+        self.canceled.append(request_id)
+        return self.requests.pop(request_id, None) is not None
+
+
+class Bench:
+    """A pipeline with its clocks, cameras and outputs in the test's hands."""
+
+    def __init__(self, **settings: object) -> None:
+        base = {"fps": 4.0, "window_frames": 4, "cameras": ("front=a", "wrist=b"), "task": "open the drawer"}
+        self.now_ns = START_NS
+        self.steady_s = 100.0
+        self.engine = ScriptedEngine()
+        self.published: list[Decision] = []
+        self.replies: list[Decision] = []
+        self.texts: list[tuple[str, bool, int]] = []
+        self.pipeline = Pipeline(
+            Config(**{**base, **settings}),
+            self.engine,
+            self.published.append,
+            lambda: self.now_ns,
+            lambda: self.steady_s,
+            session="s",
+        )
+
+    def frames(
+        self, count: int, camera: str = "front", size: int = 28, past: bool = False, ahead_s: float = 0.0
+    ) -> None:
+        """Let ``count`` frames arrive, one a tick, 10 ms after their capture.
+
+        ``past``: all arrive now instead. ``ahead_s``: the camera's clock runs ahead of the node's.
+        """
+        tick = self.now_ns // PERIOD_NS - count + 1 if past else -(-self.now_ns // PERIOD_NS)
+        for i in range(count):
+            stamp_ns = (tick + i) * PERIOD_NS
+            if not past:
+                self.advance((stamp_ns + 10_000_000 - self.now_ns) / 1e9)
+            self.frame(stamp_ns + round(ahead_s * 1e9), camera, size)
+
+    def frame(self, stamp_ns: int, camera: str = "front", size: int = 28) -> None:
+        """Let one frame arrive now."""
+        buffer = self.pipeline.buffer(camera)
+        assert buffer.offer(stamp_ns) is Offer.SAMPLE
+        frame = Frame(camera, stamp_ns, buffer.grid.tick(stamp_ns), np.zeros((size, size, 3), np.uint8))
+        buffer.put(frame)
+        self.pipeline.frame_added(frame)
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+        self.steady_s += seconds
+
+    def finish(self, request_id: str, answer: Answer = YES) -> None:
+        request = self.engine.requests.pop(request_id)
+        for branch in range(len(request.queries)):
+            latency = Latency(queue_s=0.01, vision_s=0.02, prefill_s=0.03, decode_s=0.04, first_token_s=0.05)
+            self.pipeline.engine_event(request_id, Done(branch, answer, latency))
+
+    def fail(self, request_id: str, code: ErrorCode) -> None:
+        self.engine.requests.pop(request_id)
+        self.pipeline.engine_event(request_id, Failed(-1, code, "gone"))
+
+    def state(self, state: EngineState, code: ErrorCode = ErrorCode.NONE) -> None:
+        self.engine.status = dataclasses.replace(
+            self.engine.status, state=state, error_code=code, error_msg="gone"
+        )
+        self.pipeline.engine_state(self.engine.status)
+
+    def ask(self, text: str = "What is on the table?", **settings: object) -> str:
+        query = settings.pop("query", Query(QueryKind.QUESTION, question=text))
+        return self.pipeline.ask(
+            query,
+            source=Source.SERVICE,
+            on_reply=self.replies.append,
+            on_text=lambda *text: self.texts.append(text),
+            **settings,
+        )
+
+    def codes(self) -> list[ErrorCode]:
+        return [reply.error_code for reply in self.replies]
+
+
+# -- monitors --
+
+
+def test_monitors_are_branches_of_one_request_about_the_newest_window():
+    bench = Bench()
+    bench.frames(2)
+    (request,) = bench.engine.requests.values()
+    assert [query.kind for query in request.queries] == [
+        QueryKind.COMPLETION,
+        QueryKind.AFFORDANCE,
+        QueryKind.NEXT_ACTION,
+    ]
+    assert all(query.task == "open the drawer" for query in request.queries)
+    bench.advance(0.5)
+    bench.finish(request.request_id)
+    assert [d.query.kind for d in bench.published] == [q.kind for q in request.queries]
+    decision = bench.published[0]
+    assert decision.source is Source.MONITOR
+    assert decision.stamp_ns == START_NS + PERIOD_NS
+    assert decision.model.model_id == "scripted"
+    assert decision.age_s == pytest.approx(0.51)
+    assert decision.valid_until_ns == decision.stamp_ns + 5_000_000_000
+    assert len({d.decision_id for d in bench.published}) == 3
+
+
+def test_a_busy_engine_sees_the_latest_window_only():
+    bench = Bench(monitors=("completion",))
+    bench.frames(2)
+    (first,) = bench.engine.requests
+    bench.frames(6)  # three more pairs while the first request runs
+    assert list(bench.engine.requests) == [first]
+    bench.finish(first)
+    (second,) = bench.engine.requests.values()
+    assert second.windows[0].end_ns == START_NS + 7 * PERIOD_NS
+    assert bench.pipeline.superseded == 2
+
+
+def test_latency_parts_add_up_to_the_age():
+    bench = Bench(monitors=("completion",))
+    bench.frames(2)
+    (first,) = bench.engine.requests
+    bench.frames(2)
+    bench.advance(0.3)
+    bench.finish(first)
+    (second,) = bench.engine.requests
+    bench.advance(0.01 + 0.02 + 0.03 + 0.04)
+    bench.finish(second)
+    latency = bench.published[-1].latency
+    assert latency.window_s == pytest.approx(0.01)
+    assert latency.queue_s == pytest.approx(0.3 + 0.01)
+    parts = latency.window_s + latency.queue_s + latency.vision_s + latency.prefill_s + latency.decode_s
+    assert parts == pytest.approx(bench.published[-1].age_s)
+
+
+@pytest.mark.parametrize(("stride", "asked"), [(2, 4), (4, 2)])
+def test_stride_is_how_far_the_window_moves_between_questions(stride, asked):
+    bench = Bench(monitors=("completion",), monitor_stride=stride)
+    for _ in range(4):
+        bench.frames(2)
+        for request_id in list(bench.engine.requests):
+            bench.finish(request_id)
+    assert len(bench.published) == asked
+
+
+def test_a_camera_slower_than_the_grid_is_asked_about_too():
+    """2 frames/s on a 4/s grid fill even ticks only; pairs complete when the next frame arrives."""
+    bench = Bench(monitors=("completion",))
+    for i in range(4):
+        bench.now_ns = START_NS + 2 * i * PERIOD_NS
+        bench.frame(bench.now_ns)
+        for request_id in list(bench.engine.requests):
+            bench.finish(request_id)
+    assert [d.windows[0].held for d in bench.published] == [1, 2, 2]
+
+
+def test_cameras_take_turns():
+    bench = Bench(monitors=("completion",))
+    for _ in range(6):
+        bench.frames(2, "front")
+        bench.frames(2, "wrist", past=True)
+        for request_id in list(bench.engine.requests):
+            bench.finish(request_id)
+    asked = [d.windows[0].camera for d in bench.published]
+    assert abs(asked.count("front") - asked.count("wrist")) <= 1
+    assert asked[:4] == ["front", "wrist"] * 2
+
+
+def test_no_task_no_monitors_and_nothing_superseded():
+    bench = Bench(task="")
+    bench.frames(8)
+    assert not bench.engine.requests
+    assert bench.pipeline.superseded == 0
+
+
+def test_a_new_task_drops_the_running_request_and_asks_anew_at_once():
+    bench = Bench(monitors=("completion",))
+    bench.frames(2)
+    (old,) = bench.engine.requests
+    bench.pipeline.set_task(Task("close the drawer"))
+    assert bench.engine.canceled == [old]
+    (new,) = bench.engine.requests.values()
+    assert new.queries[0].task == "close the drawer"
+    bench.pipeline.engine_event(old, Done(0, YES, Latency()))  # the engine was just done with it
+    assert not bench.published
+    assert bench.pipeline.superseded == 1
+    bench.pipeline.set_task(Task("close the drawer"))  # the same again changes nothing
+    assert list(bench.engine.requests) == [new.request_id]
+
+
+def test_an_empty_task_stops_the_monitors():
+    bench = Bench()
+    bench.frames(2)
+    bench.pipeline.set_task(Task())
+    bench.frames(4)
+    assert not bench.engine.requests
+
+
+def test_a_task_with_control_tokens_is_refused_and_the_old_one_stays():
+    bench = Bench()
+    with pytest.raises(CosmosReasonError, match="control tokens") as info:
+        bench.pipeline.set_task(Task("open <|im_end|> the drawer"))
+    assert info.value.code is ErrorCode.INVALID_REQUEST
+    assert bench.pipeline.task.text == "open the drawer"
+
+
+def test_a_dead_engine_is_published_once_per_monitor_and_serving_goes_on():
+    bench = Bench()
+    bench.frames(2)
+    (request_id,) = bench.engine.requests
+    bench.engine.status = EngineStatus(EngineState.RESTARTING, ErrorCode.ENGINE_DIED, "killed")
+    bench.fail(request_id, ErrorCode.ENGINE_DIED)
+    bench.state(EngineState.RESTARTING, ErrorCode.ENGINE_DIED)
+    bench.frames(8)
+    front = [d for d in bench.published if d.windows]
+    assert [d.error_code for d in front] == [ErrorCode.ENGINE_DIED] * 3
+    assert front[0].answer is None
+    assert front[0].stamp_ns == START_NS + PERIOD_NS
+    bench.state(EngineState.READY)
+    (request_id,) = bench.engine.requests
+    bench.finish(request_id)
+    assert [d.error_code for d in bench.published[-3:]] == [ErrorCode.NONE] * 3
+
+
+def test_an_engine_that_dies_idle_is_published_too():
+    bench = Bench(cameras=("front=a",), monitors=("completion",))
+    bench.frames(2)
+    bench.finish(*bench.engine.requests)
+    bench.state(EngineState.RESTARTING, ErrorCode.ENGINE_DIED)
+    assert bench.published[-1].error_code is ErrorCode.ENGINE_DIED
+
+
+def test_a_camera_that_goes_silent_is_published_once_and_recovers():
+    bench = Bench(cameras=("front=a",), monitors=("completion",))
+    bench.frames(2)
+    bench.finish(*bench.engine.requests)
+    for _ in range(50):
+        bench.advance(0.1)
+        bench.pipeline.poll()
+    assert [d.error_code for d in bench.published] == [ErrorCode.NONE, ErrorCode.STALE_FRAMES]
+    bench.frames(4)
+    bench.finish(*bench.engine.requests)
+    assert bench.published[-1].error_code is ErrorCode.NONE
+
+
+def test_a_camera_that_never_speaks_and_one_that_speaks_nonsense_have_different_names():
+    bench = Bench(monitors=("completion",))
+    bench.pipeline.bad_image("wrist", "unknown encoding '32FC7'")
+    bench.pipeline.poll()
+    assert not bench.published, "the cameras are given max_stale_s to start"
+    bench.advance(2.1)
+    bench.pipeline.poll()
+    bench.pipeline.poll()
+    assert [d.error_code for d in bench.published] == [ErrorCode.NO_FRAMES, ErrorCode.BAD_IMAGE]
+    assert "32FC7" in bench.published[1].error_msg
+
+
+def test_a_backward_clock_starts_the_windows_anew():
+    bench = Bench(monitors=("completion",))
+    bench.frames(4)
+    (old,) = bench.engine.requests
+    bench.now_ns = START_NS - 1000 * PERIOD_NS
+    bench.pipeline.clock_jumped()
+    assert old in bench.engine.canceled
+    assert bench.pipeline.buffer("front").window() is None
+    assert bench.pipeline.buffer("front").counters.clock_jumps == 1
+    bench.frames(2)
+    (new,) = bench.engine.requests.values()
+    assert len(new.windows[0].frames) == 2
+
+
+def test_frames_of_two_sizes_never_share_a_window():
+    bench = Bench(monitors=())
+    bench.frames(4)
+    bench.frames(3, size=56)
+    window = bench.pipeline.buffer("front").window()
+    assert window.pixels().shape == (2, 56, 56, 3)
+
+
+# -- queries --
+
+
+def test_a_query_is_answered_about_the_newest_window_and_published():
+    bench = Bench(task="")
+    bench.frames(4)
+    ticket_id = bench.ask()
+    bench.pipeline.engine_event(ticket_id, Token(0, "", True))
+    bench.pipeline.engine_event(ticket_id, Token(0, "the cup", True))
+    bench.pipeline.engine_event(ticket_id, Token(0, "yes", False))
+    bench.finish(ticket_id)
+    (reply,) = bench.replies
+    assert reply.decision_id == ticket_id
+    assert reply.source is Source.SERVICE
+    assert reply.answer == YES
+    assert reply.windows[0].camera == "front"
+    assert reply.query.think_tokens == 512
+    assert bench.published == [reply]
+    assert bench.texts == [("the cup", True, 1), ("yes", False, 2)]
+
+
+def test_several_cameras_are_several_windows_of_one_prompt():
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.frames(4, "wrist", past=True)
+    request = bench.engine.requests[bench.ask(cameras=("wrist", "front"))]
+    assert [window.camera for window in request.windows] == ["wrist", "front"]
+
+
+def test_queries_run_side_by_side_and_beside_a_monitor():
+    bench = Bench()
+    bench.frames(4)
+    (monitor,) = bench.engine.requests
+    asked = [bench.ask() for _ in range(MAX_QUERIES_RUNNING + 2)]
+    assert list(bench.engine.requests) == [monitor, *asked[:MAX_QUERIES_RUNNING]]
+    assert bench.pipeline.waiting == 2
+    bench.finish(asked[1])
+    assert asked[MAX_QUERIES_RUNNING] in bench.engine.requests
+    assert [reply.decision_id for reply in bench.replies] == [asked[1]]
+
+
+def test_queries_go_before_the_next_monitor():
+    bench = Bench(monitors=("completion",))
+    bench.frames(2)
+    (first,) = bench.engine.requests
+    bench.state(EngineState.RESTARTING)
+    asked = bench.ask()
+    bench.frames(2)
+    bench.pipeline.engine_event(first, Failed(-1, ErrorCode.ENGINE_DIED, "gone"))
+    bench.engine.requests.clear()
+    bench.state(EngineState.READY)
+    assert bench.engine.order[1] == asked
+    assert len(bench.engine.requests) == 2
+
+
+def test_a_full_queue_refuses():
+    bench = Bench(task="", max_queries=1)
+    bench.frames(4)
+    for _ in range(MAX_QUERIES_RUNNING + 1):
+        bench.ask()
+    assert not bench.replies
+    bench.ask()
+    assert bench.codes() == [ErrorCode.BUSY]
+    assert not bench.published
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"query": Query(QueryKind.QUESTION)}, ErrorCode.INVALID_REQUEST),
+        ({"query": Query(QueryKind.COMPLETION)}, ErrorCode.NO_TASK),
+        ({"query": Query(QueryKind.NEXT_ACTION)}, ErrorCode.NO_TASK),
+        ({"query": Query(QueryKind.AFFORDANCE)}, ErrorCode.NO_TASK),
+        ({"text": "why " * 1000}, ErrorCode.QUESTION_TOO_LONG),
+        ({"text": "a <|im_end|> b"}, ErrorCode.INVALID_REQUEST),
+        ({"query": Query(QueryKind.QUESTION, question="x", options=("one",))}, ErrorCode.INVALID_REQUEST),
+        ({"query": Query(QueryKind.QUESTION, question="x", think_tokens=-2)}, ErrorCode.INVALID_REQUEST),
+        ({"query": Query(QueryKind.QUESTION, question="x", think_tokens=10**6)}, ErrorCode.INVALID_REQUEST),
+        ({"cameras": ("rear",)}, ErrorCode.UNKNOWN_CAMERA),
+        ({"cameras": ("front", "front")}, ErrorCode.INVALID_REQUEST),
+        ({"cameras": ("wrist",)}, ErrorCode.NO_FRAMES),
+        ({"deadline_s": -1.0}, ErrorCode.INVALID_REQUEST),
+        ({"deadline_s": float("nan")}, ErrorCode.INVALID_REQUEST),
+        ({"deadline_s": 1e9}, ErrorCode.INVALID_REQUEST),
+    ],
+)
+def test_queries_that_cannot_be_served_are_refused_by_name(settings, code):
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.ask(**settings)
+    assert bench.codes() == [code]
+    assert bench.replies[0].error_msg
+    assert not bench.engine.requests
+
+
+def test_empty_fields_take_the_current_task_and_action():
+    bench = Bench(monitors=(), affordance_action="pull the handle")
+    bench.frames(4)
+    affordance = bench.engine.requests[bench.ask(query=Query(QueryKind.AFFORDANCE))]
+    own = bench.engine.requests[bench.ask(query=Query(QueryKind.AFFORDANCE, task="close the lid"))]
+    assert affordance.queries[0].action == "pull the handle"
+    assert affordance.queries[0].task == "open the drawer"
+    assert own.queries[0].action == ""
+    assert own.queries[0].task == "close the lid"
+
+
+def test_stale_frames_are_not_answered_from():
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.advance(3.0)
+    bench.ask()
+    assert bench.codes() == [ErrorCode.STALE_FRAMES]
+
+
+def test_a_camera_clock_that_runs_ahead_does_not_hide_silence():
+    bench = Bench(task="")
+    bench.frames(4, ahead_s=3600.0)
+    bench.advance(3.0)
+    bench.ask()
+    assert bench.codes() == [ErrorCode.STALE_FRAMES]
+
+
+def test_the_deadline_counts_from_acceptance_and_frees_the_engine():
+    bench = Bench(task="")
+    bench.frames(4)
+    ticket_id = bench.ask(deadline_s=1.0)
+    assert bench.engine.requests[ticket_id].deadline_s == pytest.approx(1.0)
+    bench.advance(0.9)
+    bench.pipeline.poll()
+    assert not bench.replies
+    bench.advance(0.2)
+    bench.pipeline.poll()
+    assert bench.codes() == [ErrorCode.DEADLINE_EXCEEDED]
+    assert bench.engine.canceled == [ticket_id]
+    bench.pipeline.engine_event(ticket_id, Done(0, YES, Latency()))
+    assert len(bench.replies) == 1
+
+
+def test_the_deadline_holds_while_simulated_time_stands_still():
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.ask(deadline_s=1.0)
+    bench.steady_s += 1.1  # now_ns stays
+    bench.pipeline.poll()
+    assert bench.codes() == [ErrorCode.DEADLINE_EXCEEDED]
+
+
+def test_the_deadline_holds_in_the_queue():
+    bench = Bench(task="")
+    bench.frames(4)
+    for _ in range(MAX_QUERIES_RUNNING):
+        bench.ask()
+    bench.ask(deadline_s=0.5)
+    bench.advance(0.6)
+    bench.pipeline.poll()
+    assert bench.codes() == [ErrorCode.DEADLINE_EXCEEDED]
+    assert "other queries" in bench.replies[0].error_msg
+
+
+def test_a_query_waits_for_a_restarting_engine_if_its_deadline_allows():
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.state(EngineState.RESTARTING, ErrorCode.ENGINE_DIED)
+    patient, hasty = bench.ask(deadline_s=1.9), bench.ask(deadline_s=0.5)
+    bench.advance(0.6)
+    bench.pipeline.poll()
+    assert [(r.decision_id, r.error_code) for r in bench.replies] == [(hasty, ErrorCode.ENGINE_NOT_READY)]
+    bench.state(EngineState.READY)
+    bench.finish(patient)
+    assert bench.replies[-1].error_code is ErrorCode.NONE
+
+
+def test_a_failed_engine_refuses_and_empties_the_queue():
+    bench = Bench(task="")
+    bench.frames(4)
+    bench.state(EngineState.RESTARTING, ErrorCode.ENGINE_DIED)
+    bench.ask()
+    bench.state(EngineState.FAILED, ErrorCode.MODEL_INVALID)
+    bench.ask()
+    assert bench.codes() == [ErrorCode.MODEL_INVALID, ErrorCode.ENGINE_NOT_READY]
+
+
+def test_a_running_query_learns_that_the_engine_died():
+    bench = Bench(task="")
+    bench.frames(4)
+    ticket_id = bench.ask()
+    bench.state(EngineState.RESTARTING, ErrorCode.ENGINE_DIED)
+    bench.fail(ticket_id, ErrorCode.ENGINE_DIED)
+    assert bench.codes() == [ErrorCode.ENGINE_DIED]
+
+
+def test_cancel_ends_waiting_and_running_queries_once():
+    bench = Bench(task="")
+    bench.frames(4)
+    running = [bench.ask() for _ in range(MAX_QUERIES_RUNNING)]
+    waiting = bench.ask()
+    assert bench.pipeline.cancel(waiting)
+    assert bench.pipeline.cancel(running[0])
+    assert not bench.pipeline.cancel(running[0])
+    assert not bench.pipeline.cancel("nobody")
+    assert bench.codes() == [ErrorCode.CANCELED] * 2
+    assert bench.engine.canceled == [running[0]]
+    assert bench.pipeline.running == MAX_QUERIES_RUNNING - 1
+
+
+def test_close_answers_everyone_and_refuses_the_rest():
+    bench = Bench()
+    bench.frames(4)
+    for _ in range(MAX_QUERIES_RUNNING + 2):
+        bench.ask()
+    bench.pipeline.close(ErrorCode.NOT_ACTIVE, "deactivated")
+    bench.ask()
+    assert bench.codes() == [ErrorCode.NOT_ACTIVE] * (MAX_QUERIES_RUNNING + 3)
+    assert not bench.engine.requests
+    assert bench.pipeline.running == bench.pipeline.waiting == 0
+
+
+def test_a_client_may_ask_again_from_its_reply():
+    bench = Bench(task="")
+    bench.frames(4)
+    again = []
+
+    def on_reply(decision: Decision) -> None:
+        if not again:
+            again.append(bench.ask())
+
+    first = bench.pipeline.ask(
+        Query(QueryKind.QUESTION, question="and?"), source=Source.ACTION, on_reply=on_reply
+    )
+    bench.finish(first)
+    bench.finish(again[0])
+    assert bench.codes() == [ErrorCode.NONE]
+
+
+def test_live_settings_apply_to_the_next_request():
+    bench = Bench(task="")
+    bench.frames(4)
+    config = dataclasses.replace(bench.pipeline.config, temperature=0.7, seed=3, max_answer_tokens=7)
+    bench.pipeline.update(config)
+    request = bench.engine.requests[bench.ask()]
+    assert (request.sampling.temperature, request.sampling.seed, request.max_answer_tokens) == (0.7, 3, 7)
