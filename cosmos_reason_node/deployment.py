@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is started, defined once: executable, name, parameters, remappings and environment of every process.
+
+The launch files turn a :class:`Process` into a ``launch_ros`` node; the demo, the benchmarks and the tests
+start it as a plain process. Needs neither ROS nor launch, so it also runs where launch is not installed.
+
+    process = reason({"task": "open the drawer"}, namespace="/robot1")
+    subprocess.Popen(process.command(), env=process.environ())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .config import Config
+
+PACKAGE = "cosmos_reason_node"
+
+# Executable -> module with a main(). setup.py installs the same pairs as entry points (a test compares them).
+EXECUTABLES: Mapping[str, str] = MappingProxyType(
+    {"reason_node": "cosmos_reason_node.ros.node", "replay": "cosmos_reason_node.ros.replay"}
+)
+
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+
+# Image buffers come and go with every message; below these thresholds glibc keeps their pages instead of
+# mapping and unmapping them each time, which costs more than the copy.
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One ROS process.
+
+    Attributes:
+        executable: a key of EXECUTABLES.
+        name: node name.
+        namespace: absolute namespace; "/" is the root.
+        parameters: name -> bool, int, float, str or sequence of one of them; win over ``parameter_files``.
+        parameter_files: ROS parameter YAML files, later ones win.
+        remappings: (from, to) pairs of topic or service names.
+        env: variables set on top of the starter's environment.
+        log_level: of the process's loggers, one of LOG_LEVELS.
+    """
+
+    executable: str
+    name: str
+    namespace: str = "/"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameter_files: tuple[Path, ...] = ()
+    remappings: tuple[tuple[str, str], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail far away, in another process."""
+        if self.executable not in EXECUTABLES:
+            raise ValueError(f"no executable {self.executable!r}; there are {', '.join(EXECUTABLES)}")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log level must be of {', '.join(LOG_LEVELS)}, not {self.log_level!r}")
+        if not self.namespace.startswith("/"):
+            raise ValueError(f"namespace must be absolute, not {self.namespace!r}")
+        for path in self.parameter_files:
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no parameter file {path}")
+
+    @property
+    def node_path(self) -> str:
+        """Fully qualified node name, e.g. ``/robot1/cosmos_reason``."""
+        return f"{self.namespace.rstrip('/')}/{self.name}"
+
+    def all_parameter_files(self) -> list[str]:
+        """``parameter_files`` and, last, a file written from ``parameters``, so that these win.
+
+        A file because ``-p name:=value`` cannot do it: rcl files it under "any node", where it loses to any
+        entry of a parameter file for this very node.
+        """
+        files = [str(path) for path in self.parameter_files]
+        return [*files, str(self._write_parameters())] if self.parameters else files
+
+    def command(self, python: str = sys.executable) -> list[str]:
+        """Argument vector of a plain process of the interpreter ``python``; needs no installed package."""
+        arguments = ["-r", f"__node:={self.name}", "-r", f"__ns:={self.namespace}"]
+        for source, target in self.remappings:
+            arguments += ["-r", f"{source}:={target}"]
+        for path in self.all_parameter_files():
+            arguments += ["--params-file", path]
+        arguments += ["--log-level", self.log_level]
+        return [python, "-m", EXECUTABLES[self.executable], "--ros-args", *arguments]
+
+    def environ(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Full environment: ``base`` (default: this process's) with ``env`` on top."""
+        return {**(os.environ if base is None else base), **self.env}
+
+    def _write_parameters(self) -> Path:
+        """Write ``parameters`` to a file of this user, named by its content (equal ones share it)."""
+        values = "".join(f"    {key}: {_yaml(value)}\n" for key, value in self.parameters.items())
+        # Under both names: of two entries for a node, rcl takes the name that appeared later in any file.
+        text = "".join(f"{name}:\n  ros__parameters:\n{values}" for name in ("/**", self.node_path))
+        directory = Path(tempfile.gettempdir()) / f"cosmos_reason-{os.getuid()}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+            raise PermissionError(f"{directory} belongs to someone else; remove it or set TMPDIR")
+        path = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return path
+
+
+def reason(
+    settings: Mapping[str, Any] | None = None,
+    *,
+    name: str = "cosmos_reason",
+    namespace: str = "/",
+    parameter_files: Sequence[str | Path] = (),
+    remappings: Sequence[tuple[str, str]] = (),
+    use_sim_time: bool | None = None,
+    log_level: str = "info",
+) -> Process:
+    """The node that watches cameras and answers.
+
+    Args:
+        settings: any fields of :class:`~cosmos_reason_node.config.Config`; checked here, so that a bad value
+            fails at once. When ``model`` is empty or set nowhere the node takes :func:`bundled_model`.
+        name: node name.
+        namespace: ROS namespace; "" and "/" are the root.
+        parameter_files: ROS parameter YAML files; ``settings`` win over them.
+        remappings: (from, to) pairs.
+        use_sim_time: take time from /clock; None leaves it to the parameter files.
+        log_level: one of LOG_LEVELS.
+
+    Raises:
+        CosmosReasonError: a setting is unknown or out of bounds.
+        FileNotFoundError: a parameter file does not exist.
+    """
+    given = dict(settings or {})
+    checked = Config.from_mapping(given)
+    parameters: dict[str, Any] = {}
+    for key in given:
+        value, default = getattr(checked, key), getattr(Config, key)
+        # An integer where the node declares a double would be refused there.
+        parameters[key] = float(value) if isinstance(default, float) else value
+    if use_sim_time is not None:
+        parameters["use_sim_time"] = use_sim_time
+    return Process(
+        executable="reason_node",
+        name=name,
+        namespace=absolute_namespace(namespace),
+        parameters=parameters,
+        parameter_files=tuple(Path(path) for path in parameter_files),
+        remappings=tuple(remappings),
+        env=transport_environment(),
+        log_level=log_level,
+    )
+
+
+def replay(
+    source: str | Path,
+    *,
+    topic: str = "image_raw",
+    format: str = "raw",
+    rate: float = 1.0,
+    loop: bool = False,
+    frame_id: str = "camera",
+    wait_s: float = 60.0,
+    publish_clock: bool = False,
+    name: str = "replay",
+    namespace: str = "/",
+    remappings: Sequence[tuple[str, str]] = (),
+    log_level: str = "info",
+) -> Process:
+    """A video file or camera device as a live camera topic, at its real rate. Ends when the file does.
+
+    Args:
+        source: a video file, or a device such as ``/dev/video0``.
+        topic: where images go: sensor_msgs/Image on it, or with ``format="jpeg"``
+            sensor_msgs/CompressedImage on ``<topic>/compressed``.
+        format: "raw" or "jpeg".
+        rate: speed, 1 = the recording's own.
+        loop: begin again at the end, with stamps that go on.
+        frame_id: tf frame of the images.
+        wait_s: longest wait for a first subscriber before the first frame; 0 starts at once. Seconds.
+        publish_clock: publish /clock from the recording's time, for nodes with ``use_sim_time``.
+        name: node name.
+        namespace: ROS namespace.
+        remappings: (from, to) pairs.
+        log_level: one of LOG_LEVELS.
+
+    Raises:
+        FileNotFoundError: there is no such file or device.
+        ValueError: an argument is out of its bounds.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no video file or camera device {path}")
+    if format not in ("raw", "jpeg"):
+        raise ValueError(f"format must be raw or jpeg, not {format!r}")
+    if not (math.isfinite(rate) and 0.01 <= rate <= 100.0):
+        raise ValueError(f"rate must be between 0.01 and 100, not {rate}")
+    if not 0.0 <= wait_s <= 3600.0:
+        raise ValueError(f"wait_s must be between 0 and 3600, not {wait_s}")
+    return Process(
+        executable="replay",
+        name=name,
+        namespace=absolute_namespace(namespace),
+        parameters={
+            "source": str(path.absolute()),
+            "topic": topic,
+            "format": format,
+            "rate": float(rate),
+            "loop": loop,
+            "frame_id": frame_id,
+            "wait_s": float(wait_s),
+            "publish_clock": publish_clock,
+        },
+        remappings=tuple(remappings),
+        env=transport_environment(),
+        log_level=log_level,
+    )
+
+
+def transport_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that make images arrive fast.
+
+    A Fast DDS profile whose shared-memory segment holds images, and malloc thresholds. Whatever the user has
+    set in ``base`` (default: this process's environment) stays as it is.
+    """
+    base = os.environ if base is None else base
+    wanted = dict(_MALLOC)
+    profile = share_path("config/fastdds.xml")
+    if profile is not None and "FASTRTPS_DEFAULT_PROFILES_FILE" not in base:
+        wanted["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+    return {key: value for key, value in wanted.items() if key not in base}
+
+
+def share_path(relative: str) -> Path | None:
+    """A file of this package, in the source tree or under the install's share/cosmos_reason_node, or None."""
+    here = Path(__file__).resolve()
+    roots = [here.parents[1]] if (here.parents[1] / "package.xml").is_file() else []
+    roots += [parent / "share" / PACKAGE for parent in here.parents[1:6]]
+    prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+    roots += [Path(prefix) / "share" / PACKAGE for prefix in prefixes if prefix]
+    return next((root / relative for root in roots if (root / relative).exists()), None)
+
+
+def bundled_model() -> Path:
+    """Directory of the checkpoint that comes with the package.
+
+    Raises:
+        FileNotFoundError: the package was installed without it.
+    """
+    path = share_path("models/nano")
+    if path is None:
+        raise FileNotFoundError(
+            "the bundled checkpoint models/nano is missing from this install; build the package from a full "
+            "checkout or set the parameter `model` to a checkpoint directory"
+        )
+    return path
+
+
+def absolute_namespace(namespace: str) -> str:
+    """``robot1``, ``/robot1`` and ``/robot1/`` -> ``/robot1``; empty -> ``/``."""
+    return "/" + namespace.strip("/")
+
+
+def _yaml(value: Any) -> str:
+    """A parameter value as YAML flow text: JSON, except that floats are written so that they stay floats."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"a parameter cannot be {value}")
+        mantissa, exponent, power = repr(value).partition("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}{exponent}{power}"
+    if isinstance(value, (tuple, list)):
+        # An empty list has no type in ROS parameters; [""] stands for it (ros/parameters.py reads it so).
+        return f"[{', '.join(_yaml(item) for item in value)}]" if value else '[""]'
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
