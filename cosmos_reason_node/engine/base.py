@@ -9,7 +9,7 @@ interleave by taking turns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,12 +96,13 @@ class Engine(Protocol):
         """Most tokens of prompt (visual included) that a request may have."""
         ...
 
-    def answer(self, request: Request) -> Iterator[Event]:
+    def answer(self, request: Request) -> Generator[Event, int | None, None]:
         """Answer ``request``, yielding after each step of work, and end.
 
         Every branch ends with exactly one ``Done`` or ``Failed`` unless the generator is closed first. A bad
         request is a ``Failed`` event; an exception out of the generator means that the engine itself is
-        broken.
+        broken. ``send(branch)`` instead of ``next()`` says that a branch is not wanted any more: it costs no
+        more work and ends without an event.
         """
         ...
 
