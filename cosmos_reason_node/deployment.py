@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .config import Config
+from .ros.transport import transport_env
 
 PACKAGE = "cosmos_reason_node"
 
@@ -32,14 +33,6 @@ EXECUTABLES: Mapping[str, str] = MappingProxyType(
 )
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
-
-# Image buffers come and go with every message; below these thresholds glibc keeps their pages instead of
-# mapping and unmapping them each time, which costs more than the copy.
-_MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 
 
 @dataclass(frozen=True)
@@ -240,12 +233,7 @@ def transport_environment(base: Mapping[str, str] | None = None) -> dict[str, st
     A Fast DDS profile whose shared-memory segment holds images, and malloc thresholds. Whatever the user has
     set in ``base`` (default: this process's environment) stays as it is.
     """
-    base = os.environ if base is None else base
-    wanted = dict(_MALLOC)
-    profile = share_path("config/fastdds.xml")
-    if profile is not None and "FASTRTPS_DEFAULT_PROFILES_FILE" not in base:
-        wanted["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
-    return {key: value for key, value in wanted.items() if key not in base}
+    return transport_env(os.environ if base is None else base, share_path("config/fastdds.xml"))
 
 
 def share_path(relative: str) -> Path | None:

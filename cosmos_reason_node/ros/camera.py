@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import CosmosReasonError
@@ -29,6 +30,7 @@ from ..types import Frame
 from ..window import Offer, WindowBuffer
 from . import cdr, qos
 from .convert import Converted, SizeRule, convert_compressed, convert_image
+from .executor import caught
 
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 # (topic, serialized message): see Recorder.record.
@@ -85,6 +87,7 @@ class Camera:
         reliability: Config.qos_reliability.
         depth: Config.qos_depth.
         on_frame: called after a frame was put into the buffer.
+        on_bad_image: called with the camera's name and the reason when an image cannot be used.
         tap: gets every message's serialized bytes with the topic's resolved name; must not block.
         callback_group: of the subscription.
     """
@@ -100,6 +103,7 @@ class Camera:
         reliability: str = qos.AUTO,
         depth: int = 8,
         on_frame: Callable[[Frame], None] | None = None,
+        on_bad_image: Callable[[str, str], None] | None = None,
         tap: Tap | None = None,
         callback_group: CallbackGroup | None = None,
     ) -> None:
@@ -112,6 +116,7 @@ class Camera:
         self._reliability = reliability
         self._depth = depth
         self._on_frame = on_frame
+        self._on_bad_image = on_bad_image
         self._tap = tap
         self._callback_group = callback_group
         self._encoding, self._width, self._height = "", 0, 0
@@ -167,13 +172,14 @@ class Camera:
         """Destroy the subscription."""
         self._node.destroy_subscription(self._subscription)
 
-    def _subscribe(self, reliable: bool):  # noqa: ANN202 - rclpy's Subscription is untyped
+    def _subscribe(self, reliable: bool) -> Subscription:
         self._profile = qos.image_qos(reliable, self._depth)
+        changed = caught(self._node, lambda _: self._match_publishers())
         events = SubscriptionEventCallbacks(
-            # Both say only that something changed; the graph says who and what.
-            matched=lambda _: self._match_publishers(),
-            incompatible_qos=lambda _: self._match_publishers(),
-            incompatible_type=lambda _: self._match_publishers(),
+            # They say only that something changed; the graph says who and what.
+            matched=changed,
+            incompatible_qos=changed,
+            incompatible_type=changed,
         )
         return self._node.create_subscription(
             Image if self.type == IMAGE else CompressedImage,
@@ -229,6 +235,8 @@ class Camera:
     def _bad(self, error: CosmosReasonError) -> None:
         self._bad_images += 1
         self._last_error = error.message
+        if self._on_bad_image is not None:
+            self._on_bad_image(self.name, error.message)
         self._node.get_logger().warning(
             f"camera {self.name}: bad image: {error.message}", throttle_duration_sec=5.0
         )

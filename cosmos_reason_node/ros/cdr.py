@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading serialized images where they lie.
 
-A camera delivers many more images than the window wants, so subscriptions take the serialized bytes and look
-at the stamp alone; only an image that is wanted is parsed, and its pixels are never copied by that. The layout
-is the OMG's Common Data Representation (CDR): four bytes of encapsulation header, then the fields, each
-aligned to its size counted from after that header. Everything is bounds-checked: bytes from the network are
-not trusted.
+A camera delivers many more images than the window wants, so subscriptions take the serialized bytes and
+look at the stamp alone; only an image that is wanted is parsed, and its pixels are never copied by that. The
+layout is the OMG's Common Data Representation (CDR): four bytes of encapsulation header, then the fields,
+each aligned to its size counted from after that header. Everything is bounds-checked: bytes from the network
+are not trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..errors import CosmosReasonError, ErrorCode
 
 _HEADER_SIZE = 4
-# Representation identifiers -> byte order. Images have no 8-byte fields, so XCDR1 and plain XCDR2 lay them out alike.
+# Representation identifier -> byte order. XCDR1 and plain XCDR2 differ in 8-byte fields; images have none.
 _BYTE_ORDER = {b"\x00\x00": ">", b"\x00\x01": "<", b"\x00\x06": ">", b"\x00\x07": "<"}
 _STAMP = {order: struct.Struct(order + "iI") for order in "<>"}
 _UINT32 = {order: struct.Struct(order + "I") for order in "<>"}
@@ -141,7 +141,7 @@ class _Reader:
         start, end = self._at, self._at + size
         if end > len(self._view):
             raise _bad(
-                f"the message of {len(self._view)} bytes is cut off: a field of {size} bytes starts at {start}"
+                f"the message of {len(self._view)} bytes is cut off: {size} bytes should follow at {start}"
             )
         self._at = end
         return start

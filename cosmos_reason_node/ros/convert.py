@@ -144,9 +144,7 @@ def convert_compressed(image: CompressedImage, size_rule: SizeRule) -> Converted
         return _jpeg(data, size_rule)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data, head, image.format, size_rule)
-    raise _bad(
-        f"compressed format {image.format!r} is neither JPEG nor PNG; set the publisher's format to jpeg"
-    )
+    raise _bad(f"compressed format {image.format!r} is not JPEG or PNG; set the publisher's format to jpeg")
 
 
 def _pixels(image: RawImage) -> tuple[_Encoding, np.ndarray]:
@@ -154,7 +152,8 @@ def _pixels(image: RawImage) -> tuple[_Encoding, np.ndarray]:
     encoding = ENCODINGS.get(image.encoding)
     if encoding is None:
         raise _bad(
-            f"encoding {image.encoding!r} is not known; convert it (image_proc) to one of {', '.join(ENCODINGS)}"
+            f"encoding {image.encoding!r} is not known; convert it (image_proc) to one of "
+            f"{', '.join(ENCODINGS)}"
         )
     if encoding.channels == 2 and image.width % 2:
         raise _bad(f"a {image.encoding} image must have an even width, not {image.width}")
@@ -193,8 +192,8 @@ def _jpeg(data: memoryview, size_rule: SizeRule) -> Converted:
         raise _bad(f"the JPEG's header cannot be read ({error}); check the camera driver") from error
     size = _wanted_size(size_rule, height, width)
     try:
-        # libjpeg shrinks by eighths while it decodes, which is cheap. It is asked for twice the size wanted, so
-        # that the averaging which is left to resize() decides the numbers, as it does for raw images.
+        # libjpeg shrinks by eighths while it decodes, which is cheap. It is asked for twice the size wanted:
+        # the averaging that is left to resize() then decides the numbers, as it does for raw images.
         rgb = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * size[0], min_width=2 * size[1])
     except ValueError as error:
         raise _bad(f"the JPEG is damaged or cut off ({error}); check the link to the camera") from error
