@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -54,4 +56,15 @@ def test_unknown_setting_is_refused():
 
 def test_lists_become_tuples_and_topics_keep_their_order():
     config = Config.from_mapping({"cameras": ["wrist=/w/image_raw", "front=/f/image_raw/compressed"]})
-    assert list(config.camera_topics.items()) == [("wrist", "/w/image_raw"), ("front", "/f/image_raw/compressed")]
+    assert list(config.camera_topics.items()) == [
+        ("wrist", "/w/image_raw"),
+        ("front", "/f/image_raw/compressed"),
+    ]
+
+
+def test_the_documented_table_is_the_schema():
+    root = Path(__file__).resolve().parents[2]
+    page = runpy.run_path(str(root / "docs" / "make_parameters.py"))["table"]()
+    assert (root / "docs" / "parameters.md").read_text(encoding="utf-8") == page, (
+        "docs/parameters.md is out of date: run python docs/make_parameters.py"
+    )
