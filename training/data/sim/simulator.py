@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A metaworld scene under MuJoCo: placed, stepped, looked at.
+
+A fresh simulator per episode makes episodes reproducible by seed. One control step is 12.5 ms of simulated time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from metaworld.asset_path_utils import full_V3_path_for
+
+from .look import Split, draw_look, recolour
+from .scenes import Scene, Skill
+
+PHYSICS_STEPS = 5  # of 2.5 ms, per control step
+MAX_MOVE_M = 0.01  # of the hand's target, per control step
+WORKSPACE = (np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5]))
+# Relative pose (anchor, position, quaternion) and torque scale of the weld that ties the hand to its target.
+_HAND_WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
+_HAND_DOWN = (1.0, 0.0, 1.0, 0.0)
+_SETTLE_STEPS = 60
+
+
+@dataclass(frozen=True)
+class State:
+    """What the simulator knows at one moment, positions in metres.
+
+    Attributes:
+        hand: (3,) position of the hand.
+        handle: (3,) position of the object's handle.
+        openness: 0 (closed) to 1 (open).
+        turn_rad: how far the object has turned about the vertical; 0 for one that slides.
+    """
+
+    hand: np.ndarray
+    handle: np.ndarray
+    openness: float
+    turn_rad: float = 0.0
+
+    def point(self, skill: Skill, offset: tuple[float, float, float]) -> np.ndarray:
+        """(3,) world position of an offset from the handle."""
+        x, y, z = offset
+        if skill.turns:
+            c, s = np.cos(self.turn_rad), np.sin(self.turn_rad)
+            x, y = c * x - s * y, s * x + c * y
+        return self.handle + np.array([x, y, z])
+
+    def gap(self, skill: Skill) -> np.ndarray:
+        """(3,) from the skill's contact point to the hand."""
+        return self.hand - self.point(skill, skill.contact)
+
+
+class Simulator:
+    """One scene, ready to step.
+
+    Args:
+        scene: which.
+        split: where look and colours are drawn from.
+        rng: source of placement, look and colours.
+        openness: state of the object at the start.
+        hand: (3,) start of the hand.
+        render_size: (height, width) of images, pixels; None for a simulator that only steps.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        split: Split,
+        rng: np.random.Generator,
+        openness: float,
+        hand: np.ndarray,
+        render_size: tuple[int, int] | None,
+    ) -> None:
+        self.scene = scene
+        self.model = mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/{scene.xml}"))
+        self.model.eq_data[:] = _HAND_WELD
+        self.model.body(scene.body).pos = rng.uniform(scene.low, scene.high)
+        self.model.vis.quality.shadowsize = 0
+        self.model.vis.quality.offsamples = 0
+        self.look = draw_look(split, rng)
+        recolour(self.model, split, rng)
+        self.data = mujoco.MjData(self.model)
+        self._camera = self.look.camera()
+        self._options = mujoco.MjvOption()
+        self._options.sitegroup[:] = 0  # markers of goals would give the answer away
+        self._renderer = mujoco.Renderer(self.model, *render_size) if render_size else None
+        if self._renderer is not None:  # both cost more than all the rest
+            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._settle(scene.closed_qpos + openness * (scene.open_qpos - scene.closed_qpos), hand)
+
+    def _settle(self, qpos: float, hand: np.ndarray) -> None:
+        """Bring the hand to its start while the object is held."""
+        for _ in range(_SETTLE_STEPS):
+            self.data.mocap_pos[0] = hand
+            self.data.mocap_quat[0] = _HAND_DOWN
+            self.data.ctrl[:] = (-1.0, 1.0)
+            mujoco.mj_step(self.model, self.data, PHYSICS_STEPS)
+            self.data.qpos[self.scene.joint_index] = qpos
+            self.data.qvel[self.scene.joint_index] = 0.0
+        mujoco.mj_forward(self.model, self.data)
+
+    def state(self) -> State:
+        """The moment's state."""
+        return State(
+            hand=self.data.body("hand").xpos.copy(),
+            handle=np.asarray(self.scene.handle(self.data)).copy(),
+            openness=self.scene.openness(float(self.data.qpos[self.scene.joint_index])),
+            turn_rad=float(self.data.qpos[self.scene.joint_index]) if self.scene.hinged else 0.0,
+        )
+
+    def step(self, move: np.ndarray, grip: float) -> None:
+        """One control step.
+
+        Args:
+            move: (3,) of the hand's target, metres; cut to +-1 cm an axis.
+            grip: -1 opens the gripper, 1 closes it.
+        """
+        target = self.data.mocap_pos[0] + np.clip(move, -MAX_MOVE_M, MAX_MOVE_M)
+        self.data.mocap_pos[0] = np.clip(target, *WORKSPACE)
+        self.data.mocap_quat[0] = _HAND_DOWN
+        self.data.ctrl[:] = (grip, -grip)
+        mujoco.mj_step(self.model, self.data, PHYSICS_STEPS)
+        mujoco.mj_forward(self.model, self.data)
+
+    def render(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB image of the moment."""
+        if self._renderer is None:
+            raise RuntimeError("this simulator was made without a render_size")
+        self._renderer.update_scene(self.data, camera=self._camera, scene_option=self._options)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Free the renderer's GL context."""
+        if self._renderer is not None:
+            self._renderer.close()
