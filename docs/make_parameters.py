@@ -15,9 +15,9 @@ from cosmos_reason_node.config import Config  # noqa: E402  (the source tree com
 
 HEAD = """# Parameters of the node
 
-Made by `python docs/make_parameters.py` from `cosmos_reason_node/config.py`, the only schema; a test keeps the two
-equal. *Live* parameters may change while the node is active, the others are read when it is configured. A default of
-0 for a setting of the window takes the checkpoint's own value.
+Made by `python docs/make_parameters.py` from `cosmos_reason_node/config.py`, the only schema; a test keeps
+the two equal. *Live* parameters may change while the node is active, the others are read when it is
+configured. A default of 0 for a setting of the window takes the checkpoint's own value.
 
 | parameter | default | bounds | live | meaning |
 |---|---|---|---|---|
