@@ -15,9 +15,8 @@ Deep images become 8 bit by fixed scales, so that the same scene gives the same 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -171,8 +170,7 @@ def _pixels(image: RawImage) -> tuple[_Encoding, np.ndarray]:
         )
     rows = np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)[:, :row]
     if dtype.itemsize > 1:
-        order = ">" if image.big_endian else "<"
-        values = np.ascontiguousarray(rows).view(dtype.newbyteorder(order))
+        values = np.ascontiguousarray(rows).view(dtype.newbyteorder(">" if image.big_endian else "<"))
         rows = values.astype(dtype, copy=False)  # native order
     if encoding.channels == 1:
         return encoding, rows
@@ -231,7 +229,7 @@ def _wanted_size(size_rule: SizeRule, height: int, width: int) -> tuple[int, int
         raise _bad(str(error)) from error
 
 
-def _owned(rgb: np.ndarray, data: Sequence[Any] | memoryview) -> np.ndarray:
+def _owned(rgb: np.ndarray, data: memoryview) -> np.ndarray:
     """A frame outlives its message: never a view that would keep (or change with) the message's bytes."""
     return rgb.copy() if np.shares_memory(rgb, np.frombuffer(data, np.uint8)) else rgb
 

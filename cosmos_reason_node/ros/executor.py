@@ -5,7 +5,7 @@ The events executor (rclpy.experimental, Jazzy and newer) takes a message for a 
 executors cost. What was tried with it in rclpy 7.1 (tests/ros/test_executor.py runs it again):
 
 - works: timers, subscriptions, QoS events, services, clients, actions (feedback, cancel), coroutines that
-  await futures, ``executor.create_task`` and ``Future.set_result`` from any thread (0.3 ms until the task runs);
+  await futures, ``executor.create_task`` and ``Future.set_result`` from any thread (0.3 ms until it runs);
 - ``spin()`` without a bound burns a core; with one (``spin``, below) the idle node takes 0.2 % of a core;
 - guard conditions are refused: wake the node with ``call_soon`` instead;
 - a service callback that is a coroutine function is not awaited: use ``create_async_service``;
@@ -112,7 +112,11 @@ def create_async_service(
             result = await response
             caught(node, send)(result, header)
 
-        node.executor.create_task(finish)
+        executor = node.executor
+        if executor is None:  # the node is being taken down
+            response.close()
+        else:
+            executor.create_task(finish)
 
-    service.send_response = send_when_done
+    service.send_response = send_when_done  # type: ignore[method-assign]
     return service

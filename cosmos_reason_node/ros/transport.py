@@ -23,8 +23,8 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 _USERS_CHOICE = (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS")
 
 _MiB = 1 << 20
-# variable -> (mallopt's parameter, value): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h. glibc takes
-# no mapping threshold above 32 MiB (half its largest heap).
+# variable -> (mallopt parameter, value): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h. A mapping
+# threshold above 32 MiB (half of glibc's largest heap) would be refused.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * _MiB),
     "MALLOC_TRIM_THRESHOLD_": (-1, 512 * _MiB),

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recent past in memory: serialized messages of the last seconds, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from .bag_writer import BagTopic
+
+# Larger messages are images: they go first when memory is short.
+_BULK_BYTES = 16384
+# For everything else; a decision takes 1 to 4 KiB.
+_SMALL_LIMIT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A received message.
+
+    Attributes:
+        received_s: on the monotonic clock, seconds.
+        log_ns: when it was received, on the node's clock.
+        topic: where it was received.
+        serialized: the message; shared with whoever else holds it, never copied.
+    """
+
+    received_s: float
+    log_ns: int
+    topic: BagTopic
+    serialized: bytes
+
+
+class Past:
+    """Keeps entries for ``keep_s``; the oldest images go first when they take more than ``limit_bytes``.
+
+    Of a latched topic the newest message is kept however old it is. Not thread-safe.
+    """
+
+    def __init__(self, keep_s: float, limit_bytes: int) -> None:
+        self._keep_s = keep_s
+        self._images = _Queue(limit_bytes)
+        self._others = _Queue(min(limit_bytes, _SMALL_LIMIT_BYTES))
+        self._latched: dict[str, Entry | None] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self._images.size + self._others.size
+
+    def latch(self, topic: str) -> None:
+        """Keep the newest message of ``topic`` whatever its age."""
+        self._latched.setdefault(topic, None)
+
+    def add(self, entry: Entry) -> None:
+        """Add the newest message."""
+        if entry.topic.name in self._latched:
+            self._latched[entry.topic.name] = entry
+        queue = self._images if len(entry.serialized) >= _BULK_BYTES else self._others
+        queue.add(entry)
+        since_s = entry.received_s - self._keep_s
+        self._images.drop_before(since_s)
+        self._others.drop_before(since_s)
+
+    def since(self, since_s: float) -> list[Entry]:
+        """Entries received at ``since_s`` (monotonic) or later, oldest first.
+
+        In front of them the newest message of each latched topic that has none among them: what held then.
+        """
+        entries = [
+            *(entry for entry in self._images.entries if entry.received_s >= since_s),
+            *(entry for entry in self._others.entries if entry.received_s >= since_s),
+        ]
+        entries.sort(key=lambda entry: entry.received_s)
+        present = {entry.topic.name for entry in entries}
+        return [
+            entry for entry in self._latched.values() if entry and entry.topic.name not in present
+        ] + entries
+
+
+class _Queue:
+    """Entries, oldest first, of at most ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.entries: deque[Entry] = deque()
+        self.size = 0
+        self._limit = limit
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.size += len(entry.serialized)
+        while self.entries and self.size > self._limit:
+            self._drop()
+
+    def drop_before(self, since_s: float) -> None:
+        while self.entries and self.entries[0].received_s < since_s:
+            self._drop()
+
+    def _drop(self) -> None:
+        self.size -= len(self.entries.popleft().serialized)
