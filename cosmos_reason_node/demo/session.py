@@ -37,6 +37,7 @@ class Record:
         num_frames, num_asked, num_held: frames seen, frames of a full window, frames that repeat another.
         latency_s: seconds by part, keys LATENCY_PARTS.
         model: fields of ModelInfo.
+        error: name of the error code; empty without an error.
     """
 
     decision_id: str
@@ -68,7 +69,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """From one line of ``decisions.jsonl`` (see ros/messages.py).
+        """From one line of ``decisions.jsonl`` (ros/messages.decision_json).
 
         Raises:
             KeyError, TypeError, ValueError: it is not such a line.
@@ -80,7 +81,7 @@ class Record:
             source=str(data["source"]).lower(),
             question=str(data["question"]),
             options=tuple(str(option) for option in data["options"]),
-            verdict=str(data["verdict"]).upper(),
+            verdict=str(data["verdict"]),
             answer=str(data["answer"]),
             option_index=int(data["option_index"]),
             confidence=_finite(data["confidence"]),
@@ -99,14 +100,14 @@ class Record:
             model={key: str(value) for key, value in data["model"].items()},
             prompt_tokens=int(data["prompt_tokens"]),
             output_tokens=int(data["output_tokens"]),
-            error=str(data["error"]),
+            error="" if data["error"] == "NONE" else str(data["error"]),
             error_msg=str(data["error_msg"]),
         )
 
     @property
     def failed(self) -> bool:
         """Whether it is an error instead of an answer."""
-        return self.error not in ("", "NONE")
+        return bool(self.error)
 
     @property
     def headline(self) -> str:
