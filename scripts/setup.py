@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set everything up: virtual environment, ROS 2, Python packages, messages. ``make setup`` runs it.
+
+    system packages -> .venv -> torch -> requirements/*.txt -> colcon build into build/ros2
+
+``--test`` adds launch, the test tools and the simulator. ROS 2 comes from the distribution that is sourced
+(Jazzy or newer), else as wheels inside .venv. Each step has a stamp with a digest of what went into it, and
+is skipped while that stays the same. Uses the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+BUILD = ROOT / "build"
+WORKSPACE = BUILD / "ros2"
+REQUIREMENTS = ROOT / "requirements"
+LAUNCH = VENV / "launch"
+
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OLD_DISTROS = ("ardent", "bouncy", "crystal", "dashing", "eloquent", "foxy", "galactic", "humble", "iron")
+STEP_TIMEOUT_S = 3600
+HEARTBEAT_S = 20
+
+
+class SetupError(Exception):
+    """A step failed; the message says which command and what to do."""
+
+
+class Progress:
+    """Prints what is being done, with the time since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        print(f"[setup {time.monotonic() - self.start:4.0f} s] {text}", flush=True)
+
+
+progress = Progress()
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--test", action="store_true", help="also what the tests need")
+    parser.add_argument(
+        "--gpu",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="PyTorch with CUDA",
+    )
+    options = parser.parse_args()
+    try:
+        distribution = sourced_distribution()
+        install_system_packages(options.test)
+        make_environment(distribution)
+        install_torch(options.gpu)
+        install_requirements(distribution, options.test)
+        with_launch = options.test and get_launch(distribution)
+        build_workspace(distribution, with_launch)
+    except SetupError as error:
+        print(f"\nsetup failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsetup interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    progress.say("ready")
+    return 0
+
+
+# --- steps -----------------------------------------------------------------------------------------------
+
+
+def sourced_distribution() -> str:
+    """Name of the ROS 2 distribution in this shell, "" if there is none."""
+    name = os.environ.get("ROS_DISTRO", "")
+    if not name or os.environ.get("COSMOS_REASON_ROS") == "wheels":  # the latter: scripts/env.sh was sourced
+        return ""
+    if name in OLD_DISTROS:
+        raise SetupError(
+            f"ROS 2 {name} is sourced; Jazzy or newer is needed. In a shell without it the set-up installs "
+            "ROS 2 Jazzy as wheels into .venv."
+        )
+    if not _works(sys.executable, "-c", "import rclpy"):
+        raise SetupError(
+            f"ROS_DISTRO is {name} but {sys.executable} cannot import rclpy. Source its setup.bash "
+            f"(. /opt/ros/{name}/setup.bash), or unset ROS_DISTRO to use ROS 2 from wheels."
+        )
+    progress.say(f"using the ROS 2 distribution that is sourced: {name}")
+    return name
+
+
+def install_system_packages(test: bool) -> None:
+    """See that compiler, headers and (for tests) a software renderer are there; root on Debian gets them."""
+    needed = []
+    if not shutil.which("c++") and not shutil.which("g++"):
+        needed.append("g++")
+    needed += [tool for tool in ("cmake", "make") if not shutil.which(tool)]
+    versioned = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        needed.append(f"{versioned}-dev")
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        needed.append(f"{versioned}-venv")
+    if needed:
+        _apt_install(needed, "the messages are compiled")
+    if test:
+        libraries = {"EGL": "libegl1", "OSMesa": "libosmesa6", "GL": "libgl1"}
+        wanted = [package for name, package in libraries.items() if ctypes.util.find_library(name) is None]
+        if wanted:
+            try:
+                _apt_install([*wanted, "libgl1-mesa-dri"], "the simulator's tests render without a screen")
+            except SetupError as error:
+                print(f"WARNING: {error}\nThe simulator's tests will fail or be left out.", file=sys.stderr)
+
+
+def make_environment(distribution: str) -> None:
+    """Create .venv; over the distribution's packages where there is one."""
+    kind = f"{distribution or 'wheels'} {sys.version_info[0]}.{sys.version_info[1]}"
+    stamp = VENV / ".setup" / "environment"
+    found = stamp.read_text() if stamp.is_file() else ""
+    if found == kind:
+        return
+    if found and found.split()[0] != kind.split()[0]:
+        raise SetupError(
+            f".venv was made for another ROS 2 ({found}, now {kind}); run: make clean-all, then this again"
+        )
+    if found or not _works(str(VENV / "bin" / "python"), "-m", "pip", "--version"):
+        progress.say(f"creating .venv (Python {sys.version.split()[0]})")
+        options = ["--system-site-packages"] if distribution else []
+        _run("environment", [sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
+    (VENV / "COLCON_IGNORE").touch()
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(kind)
+
+
+def install_torch(gpu: str) -> None:
+    """PyTorch: the small CPU build unless there is an NVIDIA GPU."""
+    with_gpu = gpu == "yes" or (gpu == "auto" and _works("nvidia-smi", "-L"))
+    requirement = REQUIREMENTS / "torch.txt"
+    stamp = Stamp("torch", [requirement], "cuda" if with_gpu else "cpu")
+    if stamp.holds():
+        return
+    pin = next(line for line in requirement.read_text().splitlines() if line.startswith("torch=="))
+    command = [*_pip("install"), "-c", str(REQUIREMENTS / "constraints.txt")]
+    if with_gpu:
+        progress.say(f"installing {pin} with CUDA (several GB)")
+        _run("torch", [*command, pin])
+    else:
+        # CPU builds carry the local version +cpu; PyTorch serves them from an index of its own.
+        index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX + "/torch/") else []
+        progress.say(f"installing {pin} for CPU")
+        if not _try("torch", [*command, *index, f"{pin}+cpu"]):
+            progress.say(f"no CPU-only build found; installing {pin} as PyPI has it (may be several GB)")
+            _run("torch", [*command, pin], "PyTorch is needed; check the network and the disk space.")
+    stamp.set()
+
+
+def install_requirements(distribution: str, test: bool) -> None:
+    """Everything else that is pinned in requirements/."""
+    names = ["runtime"] if distribution else ["base", "ros-jazzy", "runtime"]
+    names += ["test", "train"] if test else []
+    files = [REQUIREMENTS / f"{name}.txt" for name in names]
+    constraints = REQUIREMENTS / "constraints.txt"
+    stamp = Stamp("requirements-test" if test else "requirements", [*files, constraints], distribution)
+    if stamp.holds():
+        return
+    if distribution:
+        constraints = _keep_distribution_numpy(constraints)
+    progress.say(f"installing {', '.join(names)} (requirements/*.txt)")
+    arguments = [argument for file in files for argument in ("-r", str(file))]
+    _run(
+        "requirements",
+        [*_pip("install"), "-c", str(constraints), *arguments],
+        "Check the network and run this again.",
+    )
+    if not distribution:
+        _repair_cmake_paths()
+    stamp.set()
+
+
+def get_launch(distribution: str) -> bool:
+    """ROS 2's launch for the tests; true when its interfaces have to be built from the wheel's sources."""
+    if distribution:
+        if importlib.util.find_spec("launch_ros") is None:
+            print(
+                f"WARNING: apt-get install ros-{distribution}-launch-ros: the launch tests are NOT RUN",
+                file=sys.stderr,
+            )
+        return False
+    if os.environ.get("COSMOS_REASON_NO_LAUNCH_WHEEL"):
+        shutil.rmtree(LAUNCH, ignore_errors=True)
+        print("WARNING: COSMOS_REASON_NO_LAUNCH_WHEEL is set: the launch tests are NOT RUN", file=sys.stderr)
+        return False
+    script = ROOT / "scripts" / "launch_packages.py"
+    stamp = Stamp("launch", [script])
+    if not (stamp.holds() and LAUNCH.is_dir()):
+        progress.say("getting ROS 2's launch packages for the tests")
+        _run("launch", [str(VENV / "bin" / "python"), str(script), str(LAUNCH)], show=True)
+        stamp.set()
+    return True
+
+
+def build_workspace(distribution: str, with_launch: bool) -> None:
+    """Build messages and package with colcon into build/ros2, as symlinks so that edits count at once."""
+    msgs = sorted(path for path in (ROOT / "msgs").rglob("*") if path.is_file())
+    package = [ROOT / name for name in ("setup.py", "setup.cfg", "package.xml")]
+    shared = [path for name in ("launch", "config", "models/nano") for path in (ROOT / name).glob("*")]
+    names = " ".join(str(path.relative_to(ROOT)) for path in sorted(shared))
+    stamp = Stamp(
+        "workspace",
+        [*msgs, *package],
+        f"{distribution} {names} {with_launch or LAUNCH.is_dir()} {sys.version}",
+    )
+    if stamp.holds() and (WORKSPACE / "install" / "local_setup.bash").is_file():
+        return
+    progress.say(
+        "building cosmos_reason_msgs and cosmos_reason_node with colcon (a minute or two the first time)"
+    )
+    WORKSPACE.mkdir(parents=True, exist_ok=True)
+    (BUILD / "COLCON_IGNORE").touch()
+    sources = [str(ROOT / "ros2_ws" / "src")]
+    if not distribution and (LAUNCH / "src").is_dir():
+        sources.append(str(LAUNCH / "src"))
+    python = str(VENV / "bin" / "python")
+    # Started by .venv's interpreter, so that the executables' first line names it: it has torch.
+    command = [
+        python,
+        "-m",
+        "colcon",
+        "--log-base",
+        str(WORKSPACE / "log"),
+        "build",
+        "--merge-install",
+        "--symlink-install",
+    ]
+    command += [
+        "--base-paths",
+        *sources,
+        "--build-base",
+        str(WORKSPACE / "build"),
+        "--install-base",
+        str(WORKSPACE / "install"),
+    ]
+    command += [
+        "--event-handlers",
+        "console_cohesion+",
+        "--cmake-args",
+        "-DBUILD_TESTING=OFF",
+        "--no-warn-unused-cli",
+    ]
+    command += [f"-DPython3_EXECUTABLE={python}", f"-DPYTHON_EXECUTABLE={python}"]
+    hint = "If it looks half-built, `make clean` removes build/ and this builds it anew."
+    _run("colcon", command, hint, env=_workspace_environment(distribution))
+    stamp.set()
+
+
+# --- helpers ---------------------------------------------------------------------------------------------
+
+
+class Stamp:
+    """Remembers with which inputs a step was last done.
+
+    Args:
+        name: of the step.
+        files: whose content counts.
+        also: any other text that counts.
+    """
+
+    def __init__(self, name: str, files: Sequence[Path], also: str = "") -> None:
+        digest = hashlib.sha256(also.encode())
+        for path in files:
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        self._digest = digest.hexdigest()
+        self._path = VENV / ".setup" / name
+
+    def holds(self) -> bool:
+        """Whether the step was done with just these inputs."""
+        return self._path.is_file() and self._path.read_text() == self._digest
+
+    def set(self) -> None:
+        """Record that the step is done."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(self._digest)
+
+
+def _pip(verb: str) -> list[str]:
+    return [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        verb,
+        "--progress-bar=off",
+    ]
+
+
+def _apt_install(packages: list[str], reason: str) -> None:
+    """Install Debian packages when this is root on Debian or Ubuntu; else say what to install."""
+    line = f"apt-get install {' '.join(packages)}"
+    if os.getuid() != 0 or not shutil.which("apt-get") or os.environ.get("COSMOS_REASON_NO_APT"):
+        raise SetupError(f"{', '.join(packages)} missing ({reason}). On Debian or Ubuntu:\n  sudo {line}")
+    progress.say(f"{line} ({reason}; COSMOS_REASON_NO_APT=1 declines)")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    _run("apt-update", ["apt-get", "update", "-qq"], env=environment)
+    _run(
+        "apt-install",
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+        env=environment,
+    )
+
+
+def _keep_distribution_numpy(constraints: Path) -> Path:
+    """Constraints with the distribution's numpy: its messages are compiled against that one."""
+    python = str(VENV / "bin" / "python")
+    version = _output(python, "-c", "import numpy; print(numpy.__version__)")
+    if version is None:
+        raise SetupError("the distribution's numpy is missing: sudo apt-get install python3-numpy")
+    lines = [
+        line
+        for line in constraints.read_text().splitlines()
+        if not line.startswith(("numpy==", "setuptools=="))
+    ]
+    own = VENV / ".setup" / "constraints.txt"
+    own.write_text("\n".join([*lines, f"numpy=={version.strip()}", ""]))
+    return own
+
+
+def _repair_cmake_paths() -> None:
+    """Point the wheels' CMake files to this Python: they still name the machine that built them."""
+    query = "import numpy, sysconfig; print(sysconfig.get_path('include')); print(numpy.get_include())"
+    done = _output(str(VENV / "bin" / "python"), "-c", query)
+    if done is None:
+        raise SetupError("numpy does not work in .venv; run: make clean-all, then this again")
+    python_include, numpy_include = done.splitlines()
+    built = r"/opt/python/cp\d+-cp\d+"
+    for path in (VENV / "share").rglob("*.cmake"):
+        old = path.read_text(errors="surrogateescape")
+        new = re.sub(rf"{built}/include/python3\.\d+", lambda _: python_include, old)
+        numpy_built = rf"{built}/lib/python3\.\d+/site-packages/numpy/_core/include"
+        new = re.sub(numpy_built, lambda _: numpy_include, new)
+        if new != old:
+            path.write_text(new, errors="surrogateescape")
+
+
+def _workspace_environment(distribution: str) -> dict[str, str]:
+    """Environment of colcon: the distribution's, or .venv as the only underlay."""
+    environment = dict(os.environ)
+    environment["PATH"] = f"{VENV / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+    if not distribution:
+        for name in ("PYTHONPATH", "COLCON_PREFIX_PATH", "LD_LIBRARY_PATH"):
+            environment.pop(name, None)
+        environment["AMENT_PREFIX_PATH"] = environment["CMAKE_PREFIX_PATH"] = str(VENV)
+    return environment
+
+
+def _reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=6):
+            return True
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _output(*command: str) -> str | None:
+    """What a quick command prints; None if it fails or does not exist."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _works(*command: str) -> bool:
+    return _output(*command) is not None
+
+
+def _try(name: str, command: Sequence[str]) -> bool:
+    try:
+        _run(name, command)
+    except SetupError:
+        return False
+    return True
+
+
+def _run(
+    name: str,
+    command: Sequence[str],
+    hint: str = "",
+    *,
+    env: dict[str, str] | None = None,
+    show: bool = False,
+) -> None:
+    """Run ``command`` with its output in build/setup/``name``.log; raises SetupError with the end of it."""
+    log = BUILD / "setup" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while True:
+                try:
+                    code = process.wait(timeout=HEARTBEAT_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() - start > STEP_TIMEOUT_S:
+                        raise SetupError(f"{name} took over {STEP_TIMEOUT_S} s; see {log}") from None
+                    progress.say(f"  ... {name}, {time.monotonic() - start:.0f} s so far")
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    text = log.read_text(errors="replace")
+    if show and not code:
+        print(text.rstrip(), flush=True)
+    if code:
+        tail = "\n".join(f"  | {line}" for line in text.splitlines()[-25:])
+        where = log.relative_to(ROOT)
+        raise SetupError(
+            f"exit code {code} of\n  {' '.join(command)}\n{tail}\nAll of its output: {where}. {hint}".rstrip()
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
