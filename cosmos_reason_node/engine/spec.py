@@ -20,12 +20,14 @@ class EngineSpec:
         kind: implementation; "torch".
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "auto" (float32 on cpu, bfloat16 on cuda), "float32", "bfloat16", "float16".
-        threads: CPU threads of the engine process; 0 leaves torch's choice.
+        threads: CPU threads of the engine process; 0: one less than it may use, at least 1.
         mrope_time: "float" or "legacy_zero", see models/mrope.py.
         min_confidence: probability under which a verdict is UNKNOWN.
         default_think_tokens: thinking budget of queries that do not set one.
-        max_active: requests that advance in turns; the rest wait.
-        warm_up: run one request of full size before reporting READY.
+        max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
+        max_active: requests that advance in turns; the rest wait. One interactive request more may advance.
+        warm_up: run the self-test on a window of full size, so that the first request is not slower.
+        niceness: added to the process's priority value, so that cameras are served before inference.
     """
 
     model_dir: str
@@ -36,8 +38,10 @@ class EngineSpec:
     mrope_time: str = "float"
     min_confidence: float = DEFAULT_MIN_CONFIDENCE
     default_think_tokens: int = 0
+    max_prompt_tokens: int = 0
     max_active: int = 4
     warm_up: bool = True
+    niceness: int = 5
 
 
 class EngineState(enum.Enum):

@@ -299,7 +299,7 @@ class _Run:
         if length + think + request.max_answer_tokens + _FORCED_TOKENS > engine._context:
             raise CosmosReasonError(
                 ErrorCode.QUESTION_TOO_LONG,
-                f"a prompt of {length} tokens, {think} of reasoning and {request.max_answer_tokens} of answer "
+                f"a prompt of {length} tokens, {think} of thought and {request.max_answer_tokens} of answer "
                 f"do not fit into the model's {engine._context}: ask for less",
             )
         return _Writing(

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine process: loads a model, answers what its host sends. Started by ``host.EngineHost`` only.
+
+    socket --reader thread--> inbox --main thread--> waiting: interactive | others
+                                                        |  at most max_active (+ 1 interactive)
+                                                     active: one step of each in turn --> socket
+
+Cancel, deadline and stop are looked at between steps. The process ends with its host, however that ends: by
+the end of the socket, or by the kernel's signal when the host is killed in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import decision, prompt
+from ..errors import CosmosReasonError, ErrorCode
+from ..types import Frame, Query, QueryKind, Window
+from .base import Done, Engine, Event, Failed, Request, Token
+from .spec import EngineSpec
+from .wire import RECEIVE_BYTES, Cancel, Decoder, Message, Ready, Reply, Stop, Submit, Unusable, send
+
+_PR_SET_PDEATHSIG = 1
+_CAMERA_SIZE = (480, 640)  # assumed by the warm-up of a model without a fixed frame size
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request; ``steps`` is None while it waits. ``open``: branches that have not ended."""
+
+    submit: Submit
+    open: set[int]
+    dropped: deque[int] = field(default_factory=deque)
+    steps: Generator[Event, int | None, None] | None = None
+    stepped: bool = False
+    started: float = 0.0
+
+    @property
+    def request(self) -> Request:
+        return self.submit.request
+
+
+class Worker:
+    """Takes requests from a socket and advances them in turns.
+
+    Args:
+        engine: what answers.
+        connection: to the host.
+        inbox: messages from the host, put there by another thread.
+        max_active: requests that advance in turns; one interactive request more may.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        connection: socket.socket,
+        inbox: queue.SimpleQueue[Message],
+        max_active: int,
+    ) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._inbox = inbox
+        self._max_active = max(1, max_active)
+        self._interactive: deque[_Job] = deque()
+        self._others: deque[_Job] = deque()
+        self._active: deque[_Job] = deque()
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        while self._take_messages():
+            self._expire()
+            self._start()
+            if self._active:
+                self._active.rotate(-1)
+                self._step(self._active[-1])
+        for job in list(self._active):
+            self._remove(job)
+
+    def _take_messages(self) -> bool:
+        """Handle what has arrived, waiting for something only when there is no work; False to stop."""
+        idle = not (self._active or self._interactive or self._others)
+        while True:
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            idle = False
+            if isinstance(message, Stop):
+                return False
+            if isinstance(message, Submit):
+                job = _Job(message, set(range(len(message.request.queries))))
+                (self._interactive if message.priority else self._others).append(job)
+            elif isinstance(message, Cancel):
+                self._cancel(message)
+
+    def _expire(self) -> None:
+        """Fail waiting requests whose time is up."""
+        now = time.monotonic()
+        for job in (*self._interactive, *self._others):
+            if 0 < job.request.deadline_s <= now - job.submit.submitted:
+                self._fail(job, ErrorCode.DEADLINE_EXCEEDED, "its deadline passed while it waited")
+
+    def _start(self) -> None:
+        """Begin waiting requests while there is room, interactive ones first."""
+        while self._interactive and len(self._active) < self._max_active + 1:
+            self._begin(self._interactive.popleft())
+        while self._others and len(self._active) < self._max_active:
+            self._begin(self._others.popleft())
+
+    def _begin(self, job: _Job) -> None:
+        job.started = time.monotonic()
+        request = job.request
+        if request.deadline_s > 0:  # counted from submission
+            left = request.deadline_s - (job.started - job.submit.submitted)
+            request = dataclasses.replace(request, deadline_s=max(left, 1e-9))
+        job.steps = self._engine.answer(request)
+        self._active.append(job)
+
+    def _step(self, job: _Job) -> None:
+        """One step of one request; exactly one message to the host, which takes it as a sign of life."""
+        assert job.steps is not None
+        try:
+            # A generator takes a sent value only once it has begun.
+            drops = job.stepped and bool(job.dropped)
+            event = job.steps.send(job.dropped.popleft()) if drops else next(job.steps)
+            job.stepped = True
+        except StopIteration:
+            self._fail(job, ErrorCode.ENGINE_FAILED, "the engine ended without an answer")
+            return
+        if isinstance(event, Failed) and event.branch == -1:
+            job.open.clear()
+        elif event.branch not in job.open:  # canceled, and the engine did not know yet
+            self._reply(job, None)
+            return
+        elif not isinstance(event, Token):
+            job.open.discard(event.branch)
+        if isinstance(event, Done):
+            event = _with_queue_time(event, job.started - job.submit.submitted)
+        if not job.open:
+            self._remove(job)
+        self._reply(job, event)
+
+    def _cancel(self, cancel: Cancel) -> None:
+        jobs = (*self._active, *self._interactive, *self._others)
+        job = next((job for job in jobs if job.request.request_id == cancel.request_id), None)
+        if job is None or (cancel.branch is not None and cancel.branch not in job.open):
+            return  # it has just ended
+        if cancel.branch is None or job.open == {cancel.branch}:
+            self._fail(job, ErrorCode.CANCELED, "canceled")
+        else:
+            job.open.discard(cancel.branch)
+            job.dropped.append(cancel.branch)
+            self._reply(job, Failed(cancel.branch, ErrorCode.CANCELED, "canceled"))
+
+    def _fail(self, job: _Job, code: ErrorCode, message: str) -> None:
+        self._remove(job)
+        self._reply(job, Failed(-1, code, message))
+
+    def _remove(self, job: _Job) -> None:
+        if job.steps is not None:
+            job.steps.close()
+        for jobs in (self._active, self._interactive, self._others):
+            if job in jobs:
+                jobs.remove(job)
+
+    def _reply(self, job: _Job, event: Event | None) -> None:
+        send(self._connection, Reply(job.request.request_id, event))
+
+
+def _with_queue_time(done: Done, waited: float) -> Done:
+    latency = dataclasses.replace(
+        done.latency, queue_s=waited, first_token_s=done.latency.first_token_s + waited
+    )
+    return dataclasses.replace(done, latency=latency)
+
+
+def load_engine(spec: EngineSpec) -> Engine:
+    """Load and test the engine that ``spec`` asks for.
+
+    Raises:
+        CosmosReasonError: with what to do.
+    """
+    if spec.kind != "torch":
+        raise CosmosReasonError(ErrorCode.INVALID_REQUEST, f"engine must be torch, not {spec.kind!r}")
+    import torch
+
+    from ..models import qwen2_5_vl
+    from ..models.mrope import MROPE_TIMES
+    from .torch import TorchEngine
+
+    if spec.mrope_time not in MROPE_TIMES:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST,
+            f"mrope_time must be of {', '.join(MROPE_TIMES)}, not {spec.mrope_time!r}",
+        )
+    torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
+    engine = TorchEngine(
+        model,
+        mrope_time=spec.mrope_time,
+        min_confidence=spec.min_confidence,
+        default_think_tokens=spec.default_think_tokens,
+        max_prompt_tokens=spec.max_prompt_tokens,
+    )
+    frames = model.spec.window_frames if spec.warm_up else model.spec.patches.temporal_patch
+    height, width = model.spec.frame_size_for(*_CAMERA_SIZE)
+    _self_test(engine, _black_window(frames, height, width, model.spec.fps))
+    return engine
+
+
+def _self_test(engine: Engine, window: Window) -> None:
+    """Ask something: it must be answered, and the answer must parse. Also warms caches and kernels up."""
+    query = Query(QueryKind.COMPLETION, task="self-test", think_tokens=2)
+    for event in engine.answer(Request("self-test", (window,), (query,))):
+        if isinstance(event, Failed):
+            raise CosmosReasonError(
+                event.error_code, f"the model does not pass its self-test: {event.error_msg}"
+            )
+        if isinstance(event, Done):
+            text = prompt.target(event.answer.reasoning, event.answer.answer)
+            decision.parse_output(text, query)
+            return
+    raise CosmosReasonError(ErrorCode.ENGINE_FAILED, "the model does not answer its self-test")
+
+
+def _black_window(frames: int, height: int, width: int, fps: float) -> Window:
+    period = round(1e9 / fps)
+    image = np.zeros((height, width, 3), np.uint8)
+    return Window(
+        camera="self-test",
+        frames=tuple(Frame("self-test", (i + 1) * period, i, image) for i in range(frames)),
+        first_tick=0,
+        period_ns=period,
+        held=0,
+        asked=frames,
+    )
+
+
+def serve(spec: EngineSpec, connection: socket.socket) -> int:
+    """Load, then answer until told to stop; the process's exit code."""
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    loaded = threading.Event()
+    threading.Thread(target=_receive, args=(connection, inbox, loaded), name="receive", daemon=True).start()
+    try:
+        engine = load_engine(spec)
+        loaded.set()
+        send(connection, Ready(engine.info, engine.max_prompt_tokens))
+        Worker(engine, connection, inbox, spec.max_active).run()
+        engine.close()
+    except OSError:
+        return 0  # the host is gone
+    except CosmosReasonError as error:
+        send(connection, Unusable(error.code, error.message))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        message = f"the engine raised {type(error).__name__}: {error}"
+        send(connection, Unusable(ErrorCode.ENGINE_FAILED, message))
+        return 1
+    return 0
+
+
+def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Message], loaded: threading.Event) -> None:
+    """Move messages from the socket to the inbox; end the process when the host is gone."""
+    decoder = Decoder()
+    while True:
+        try:
+            data = connection.recv(RECEIVE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            os._exit(0)
+        for message in decoder.feed(data):
+            if isinstance(message, Stop) and not loaded.is_set():
+                os._exit(0)  # nothing to close yet, and loading cannot be interrupted otherwise
+            inbox.put(message)
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its host dies, even in the middle of a long step."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)  # it died before the line above
+
+
+def main() -> int:
+    """Entry point of ``python -m cosmos_reason_node.engine.worker``."""
+    parser = argparse.ArgumentParser(description="Engine process; started by the node.")
+    parser.add_argument("--spec", required=True, help="EngineSpec as JSON")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the host")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the host")
+    arguments = parser.parse_args()
+    _die_with(arguments.parent)
+    # Ctrl-C in a terminal reaches every process; when to stop is the host's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    spec = EngineSpec(**json.loads(arguments.spec))
+    os.nice(spec.niceness)
+    return serve(spec, socket.socket(fileno=arguments.fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

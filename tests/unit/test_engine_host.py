@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine process: real processes, a tiny real model."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_reason_node.engine.base import Done, Failed, Request, Token
+from cosmos_reason_node.engine.host import EngineHost, EngineSpec, EngineState
+from cosmos_reason_node.engine.torch import TorchEngine
+from cosmos_reason_node.engine.wire import Decoder, Submit, send
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
+from cosmos_reason_node.models import qwen2_5_vl
+from cosmos_reason_node.types import Query, QueryKind
+from tests import tiny_model
+
+SHORT = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=3)
+LONG = dataclasses.replace(SHORT, think_tokens=1500)
+WAIT_S = 60.0  # generous: nothing here waits for its bound unless it is broken
+
+
+class Recorder:
+    """Keeps what the host calls back."""
+
+    def __init__(self):
+        self.events = []
+        self.states = []
+        self._changed = threading.Condition()
+
+    def on_event(self, request_id, event):
+        with self._changed:
+            self.events.append((request_id, event))
+            self._changed.notify_all()
+
+    def on_state(self, status):
+        with self._changed:
+            self.states.append(status)
+            self._changed.notify_all()
+
+    def wait(self, predicate):
+        with self._changed:
+            assert self._changed.wait_for(predicate, WAIT_S), (self.events[-5:], self.states[-3:])
+
+    def of(self, request_id):
+        return [event for other, event in self.events if other == request_id]
+
+    def ends(self, request_id):
+        return [event for event in self.of(request_id) if not isinstance(event, Token)]
+
+    def wait_ends(self, *request_ids, count=1):
+        self.wait(lambda: all(len(self.ends(i)) >= count for i in request_ids))
+        return [self.ends(i) for i in request_ids]
+
+    def wait_begun(self, request_id):
+        self.wait(lambda: any(isinstance(e, Token) and e.text for e in self.of(request_id)))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def host(directory, recorder):
+    spec = EngineSpec(str(directory), device="cpu", threads=1, max_active=2)
+    host = EngineHost(spec, recorder.on_event, recorder.on_state, max_pending=8)
+    host.start()
+    status = host.wait_ready(WAIT_S)
+    assert status.state is EngineState.READY, status
+    yield host
+    host.stop()
+    assert host.status.state is EngineState.STOPPED
+
+
+_numbers = iter(range(10**6))
+
+
+def submit(host, *queries, priority=False, **changes):
+    request_id = f"r{next(_numbers)}"
+    host.submit(Request(request_id, (tiny_model.window(),), queries, **changes), priority=priority)
+    return request_id
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_gone(pid):
+    end = time.monotonic() + WAIT_S
+    while alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_node_side_does_not_import_torch():
+    code = (
+        "import sys, cosmos_reason_node.engine.host; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT_S)
+
+
+def test_states_and_info(host, recorder):
+    states = [status.state for status in recorder.states]
+    assert states[0] is EngineState.LOADING
+    assert states[-1] is EngineState.READY
+    status = host.status
+    assert status.info.model_id == "tiny"
+    assert len(status.info.digest) == 64
+    assert status.max_prompt_tokens > 1000
+    assert status.pid == host.pid != os.getpid()
+
+
+def test_the_same_answer_as_in_process(host, recorder, directory):
+    torch.set_num_threads(1)  # as the engine process, so that sums are taken in the same order
+    queries = (SHORT, Query(QueryKind.QUESTION, question="What moves?", think_tokens=4))
+    request_id = submit(host, *queries)
+    (ends,) = recorder.wait_ends(request_id, count=2)
+    engine = TorchEngine(qwen2_5_vl.load(directory, "cpu"), min_confidence=host.spec.min_confidence)
+    here = [
+        event
+        for event in engine.answer(Request("here", (tiny_model.window(),), queries))
+        if isinstance(event, Done)
+    ]
+    assert {done.branch: done.answer for done in ends} == {done.branch: done.answer for done in here}
+    assert all(done.latency.queue_s > 0 for done in ends)
+    assert all(done.latency.first_token_s > done.latency.queue_s for done in ends)
+
+
+def test_many_requests_each_branch_ends_once(host, recorder):
+    ids = []
+    for i in range(24):
+        recorder.wait(lambda: host.pending < 8)
+        ids.append(submit(host, *[SHORT] * (1 + i % 3), priority=i % 2 == 0))
+    for i, request_id in enumerate(ids):
+        (ends,) = recorder.wait_ends(request_id, count=1 + i % 3)
+        assert sorted(end.branch for end in ends) == list(range(1 + i % 3))
+        assert all(isinstance(end, Done) for end in ends)
+    assert host.pending == 0
+
+
+def test_busy_and_cancel(host, recorder):
+    ids = [submit(host, LONG) for _ in range(8)]
+    with pytest.raises(CosmosReasonError) as caught:
+        submit(host, SHORT)
+    assert caught.value.code is ErrorCode.BUSY
+    recorder.wait_begun(ids[0])
+    assert all(host.cancel(request_id) for request_id in ids)
+    for ends in recorder.wait_ends(*ids):
+        assert [(end.branch, end.error_code) for end in ends] == [(-1, ErrorCode.CANCELED)]
+    assert not host.cancel(ids[0])
+    assert not host.cancel("never was")
+    (ends,) = recorder.wait_ends(submit(host, SHORT))
+    assert isinstance(ends[0], Done)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_cancel_one_branch(host, recorder, at_once):
+    request_id = submit(host, LONG, SHORT)
+    if not at_once:
+        recorder.wait_begun(request_id)
+    assert host.cancel(request_id, branch=0)
+    (ends,) = recorder.wait_ends(request_id, count=2)
+    outcome = {end.branch: end for end in ends}
+    assert outcome[0].error_code is ErrorCode.CANCELED
+    assert isinstance(outcome[1], Done)
+    assert host.pending == 0
+
+
+def test_deadline_counts_waiting(host, recorder):
+    blockers = [submit(host, LONG) for _ in range(2)]  # max_active
+    waiting = submit(host, SHORT, deadline_s=0.2)
+    running = submit(host, LONG, deadline_s=0.5, priority=True)
+    for ends in recorder.wait_ends(waiting, running):
+        assert [(end.branch, end.error_code) for end in ends] == [(-1, ErrorCode.DEADLINE_EXCEEDED)]
+    for blocker in blockers:
+        host.cancel(blocker)
+    recorder.wait_ends(*blockers)
+
+
+def test_interactive_requests_start_before_monitors(host, recorder):
+    blockers = [submit(host, LONG) for _ in range(2)]
+    recorder.wait_begun(blockers[1])
+    monitors = [submit(host, SHORT) for _ in range(3)]
+    query = submit(host, SHORT, priority=True)
+    recorder.wait_ends(query)
+    assert not any(recorder.of(monitor) for monitor in monitors)
+    for blocker in blockers:
+        host.cancel(blocker)
+    recorder.wait_ends(*monitors)
+
+
+def test_bad_requests_are_answered(host, recorder):
+    request_id = f"bad{next(_numbers)}"
+    host.submit(Request(request_id, (tiny_model.window(frames=3),), (SHORT,)))
+    (ends,) = recorder.wait_ends(request_id)
+    assert ends[0].error_code is ErrorCode.BAD_IMAGE
+    for request in (Request("x", (), ()), Request(submit(host, LONG), (), (SHORT,))):
+        with pytest.raises(CosmosReasonError) as caught:
+            host.submit(request)
+        assert caught.value.code is ErrorCode.INVALID_REQUEST
+    host.cancel(request.request_id)
+    recorder.wait_ends(request.request_id)
+
+
+def test_kill_9_fails_all_once_and_restarts(host, recorder):
+    pid = host.pid
+    ids = [submit(host, LONG, SHORT, LONG), submit(host, LONG), submit(host, LONG), submit(host, SHORT)]
+    recorder.wait(lambda: any(isinstance(e, Done) for e in recorder.of(ids[0])))
+    os.kill(pid, signal.SIGKILL)
+    recorder.wait_ends(*ids[1:3])
+    recorder.wait(lambda: any(isinstance(e, Failed) for e in recorder.of(ids[0])))
+    for request_id, branches in ((ids[0], {1}), (ids[1], set()), (ids[2], set())):
+        ends = recorder.ends(request_id)
+        assert {end.branch for end in ends if isinstance(end, Done)} == branches
+        failures = [end for end in ends if isinstance(end, Failed)]
+        assert [(end.branch, end.error_code) for end in failures] == [(-1, ErrorCode.ENGINE_DIED)]
+        assert "SIGKILL" in failures[0].error_msg
+    with pytest.raises(CosmosReasonError) as caught:
+        submit(host, SHORT)
+    assert caught.value.code is ErrorCode.ENGINE_NOT_READY
+    recorder.wait(lambda: host.status.state is EngineState.READY)
+    assert host.status.restarts == 1
+    assert host.pid not in (0, pid)
+    assert EngineState.RESTARTING in [status.state for status in recorder.states]
+    (ends,) = recorder.wait_ends(submit(host, SHORT))
+    assert isinstance(ends[0], Done)
+    assert len(recorder.ends(ids[1])) == 1
+
+
+def test_a_hang_is_killed_and_restarted(host, recorder):
+    pid = host.pid
+    host._step_timeout_s = 1.0
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        request_id = submit(host, SHORT)
+        (ends,) = recorder.wait_ends(request_id)
+    finally:
+        host._step_timeout_s = WAIT_S
+    assert ends[0].error_code is ErrorCode.ENGINE_DIED
+    assert "hang" in ends[0].error_msg
+    wait_gone(pid)
+    recorder.wait(lambda: host.status.state is EngineState.READY)
+    assert host.status.restarts == 2
+
+
+def test_stop_fails_pending_and_ends_the_process(directory):
+    recorder = Recorder()
+    host = EngineHost(EngineSpec(str(directory), device="cpu", threads=1), recorder.on_event)
+    host.start()
+    host.start()  # does nothing
+    assert host.wait_ready(WAIT_S).state is EngineState.READY
+    pid = host.pid
+    request_id = submit(host, LONG)
+    recorder.wait_begun(request_id)
+    host.stop()
+    assert [end.error_code for end in recorder.ends(request_id)] == [ErrorCode.NOT_ACTIVE]
+    assert (host.status.state, host.pid) == (EngineState.STOPPED, 0)
+    wait_gone(pid)
+    host.stop()
+    host.start()
+    recorder.wait(lambda: True)
+    host.stop()  # in the middle of loading
+    assert host.status.state is EngineState.STOPPED
+
+
+def test_a_model_that_cannot_be_loaded_is_failed_until_started_again(directory, tmp_path):
+    recorder = Recorder()
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    host = EngineHost(EngineSpec(str(copy), device="cpu", threads=1), recorder.on_event, recorder.on_state)
+    host.start()
+    status = host.wait_ready(WAIT_S)
+    assert (status.state, status.error_code) == (EngineState.FAILED, ErrorCode.MODEL_INVALID)
+    assert "model.safetensors" in status.error_msg
+    assert (status.pid, status.restarts) == (0, 0)
+    with pytest.raises(CosmosReasonError, match=r"model\.safetensors"):
+        submit(host, SHORT)
+    weights.write_bytes(whole)
+    host.start()
+    try:
+        assert host.wait_ready(WAIT_S).state is EngineState.READY
+    finally:
+        host.stop()
+
+
+def test_the_engine_dies_with_a_killed_host(directory):
+    code = f"""if True:
+        import time
+        from cosmos_reason_node.engine.base import Request
+        from cosmos_reason_node.engine.host import EngineHost, EngineSpec
+        host = EngineHost(EngineSpec({str(directory)!r}, device="cpu", threads=1), lambda *event: None)
+        host.start()
+        assert host.wait_ready({WAIT_S}).pid
+        print(host.pid, flush=True)
+        time.sleep({WAIT_S})
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.kill()
+    wait_gone(pid)
+
+
+def test_wire_keeps_frames_and_splits_anywhere():
+    request = Request("r", (tiny_model.window(frames=2),), (SHORT,))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        writer = threading.Thread(target=lambda: (send(ours, Submit(request, True, 1.5)), ours.close()))
+        writer.start()
+        data = b"".join(iter(lambda: theirs.recv(1 << 16), b""))
+        writer.join()
+    decoder = Decoder()
+    messages = [m for i in range(0, len(data), 997) for m in decoder.feed(data[i : i + 997])]
+    assert len(messages) == 1
+    got = messages[0].request
+    assert dataclasses.replace(got, windows=()) == dataclasses.replace(request, windows=())
+    np.testing.assert_array_equal(got.windows[0].pixels(), request.windows[0].pixels())
+    assert len(data) < request.windows[0].pixels().nbytes + 4096
