@@ -109,7 +109,7 @@ class BagWriter:
         self._end_ns = max(self._end_ns, log_ns)
 
     def close(self) -> None:
-        """Complete the bag: index, metadata.yaml. Right after ``spend`` has refused a message, too; twice is once."""
+        """Complete the bag: index, metadata.yaml; also right after ``spend`` has refused a message."""
         if self._closed:
             return
         self._closed = True
