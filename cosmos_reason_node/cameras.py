@@ -19,6 +19,7 @@ class _Camera:
     shape: tuple[int, ...] = ()
     last_tick: int | None = None  # of the newest window
     fresh_ns: int | None = None  # the earlier of the newest frame's capture and arrival
+    ahead_ns: int = 0  # newest frame's capture minus arrival
     bad_ns: int | None = None  # arrival of the last image that cannot be used
     bad_reason: str = ""
 
@@ -62,7 +63,9 @@ class CameraWindows:
             camera.buffer.clear()
             camera.buffer.put(frame)
         camera.shape = frame.image.shape
-        camera.fresh_ns = min(frame.stamp_ns, self._clock())
+        now_ns = self._clock()
+        camera.ahead_ns = frame.stamp_ns - now_ns
+        camera.fresh_ns = min(frame.stamp_ns, now_ns)
         window = camera.buffer.window(self._config.min_frames)
         last_tick = None if window is None else window.first_tick + len(window.frames) - 1
         moved = last_tick is not None and last_tick != camera.last_tick
@@ -81,6 +84,10 @@ class CameraWindows:
             camera.buffer.clear()
             camera.buffer.counters.clock_jumps += 1
             camera.fresh_ns = camera.bad_ns = camera.last_tick = None
+
+    def ahead_s(self, name: str) -> float:
+        """Seconds that the newest frame's stamp was ahead of node time when it came; negative: behind."""
+        return self._cameras[name].ahead_ns / 1e9
 
     def newest(self, name: str) -> tuple[Window, ...]:
         """The newest window of ``name``, however old; empty when there is none."""

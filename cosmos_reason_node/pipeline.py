@@ -132,6 +132,18 @@ class Pipeline:
         """Window buffer of ``camera``: whoever receives its images offers, decodes and puts them there."""
         return self._cameras.buffer(camera)
 
+    def camera_error(self, camera: str) -> CosmosReasonError | None:
+        """Why ``camera`` cannot be answered from now: NO_FRAMES, STALE_FRAMES, BAD_IMAGE; None: it can."""
+        try:
+            self._cameras.check_fresh(camera, self.config.max_stale_s)
+        except CosmosReasonError as error:
+            return error
+        return None
+
+    def ahead_s(self, camera: str) -> float:
+        """Seconds that the newest frame's stamp was ahead of node time when it came; negative: behind."""
+        return self._cameras.ahead_s(camera)
+
     # -- frames --
 
     def frame_added(self, frame: Frame) -> None:
@@ -269,12 +281,10 @@ class Pipeline:
         self._expire()
         if self._monitors_on():
             for name in self._cameras:
-                try:
-                    self._cameras.check_fresh(name, self.config.max_stale_s)
-                except CosmosReasonError as error:
-                    if self._clock() - self._since_ns > self.config.max_stale_s * 1e9:
-                        self._schedule.skip(name)
-                        self._monitors_fail(name, error.code, error.message)
+                error = self.camera_error(name)
+                if error and self._clock() - self._since_ns > self.config.max_stale_s * 1e9:
+                    self._schedule.skip(name)
+                    self._monitors_fail(name, error.code, error.message)
         self._serve()
 
     def close(self, code: ErrorCode, message: str) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
 from cosmos_reason_msgs.action import Reason
-from cosmos_reason_msgs.msg import CameraStatus, Status
+from cosmos_reason_msgs.msg import CameraStatus, Status, WindowInfo
 from cosmos_reason_msgs.msg import Decision as DecisionMsg
 from cosmos_reason_msgs.msg import Latency as LatencyMsg
 from cosmos_reason_msgs.msg import ModelInfo as ModelInfoMsg
-from cosmos_reason_msgs.msg import WindowInfo
 from cosmos_reason_msgs.srv import Query as QuerySrv
 
 from ..engine.spec import EngineState, EngineStatus

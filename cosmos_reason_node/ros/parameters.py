@@ -2,7 +2,7 @@
 """Every field of Config as a ROS parameter: declared, described, bounded, read and changed.
 
 Fields marked ``live`` in the schema may change at any time and apply to the next request. The others may
-change while the node is unconfigured and are read when it is configured; later they are refused with a reason.
+change while the node is unconfigured and are read when it is configured; later they are refused.
 An empty list of strings is written ``[""]`` on the command line and by ``ros2 param set``: ROS 2 cannot tell
 the type of ``[]``.
 """

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The services: query, set_task, capture, correct, load_model. They convert and pass on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cosmos_reason_msgs.srv import Capture, Correct, LoadModel, SetTask
+from cosmos_reason_msgs.srv import Query as QuerySrv
+from rclpy.node import Node
+from rclpy.task import Future
+
+from ..errors import CosmosReasonError, ErrorCode
+from ..monitors import Task
+from ..queries import refusal
+from ..types import Decision, Query, QueryKind, Source
+from .executor import create_async_service
+from .messages import decision_msg, query_from, seconds
+from .session import Session
+
+NOT_ACTIVE = "the node is not active: configure and activate it first"
+
+
+class Services:
+    """Creates the services; they exist in every lifecycle state (NOT_ACTIVE where they have no meaning).
+
+    Args:
+        node: their owner.
+        session: the current session, None unless the node is active.
+        changed: called when the status has changed.
+    """
+
+    def __init__(
+        self, node: Node, session: Callable[[], Session | None], changed: Callable[[], None]
+    ) -> None:
+        self._node = node
+        self._session = session
+        self._changed = changed
+        create_async_service(node, QuerySrv, "query", self._query, self._query_failed)
+        for name, srv_type, callback in (
+            ("set_task", SetTask, self._set_task),
+            ("capture", Capture, self._capture),
+            ("correct", Correct, self._correct),
+            ("load_model", LoadModel, self._load_model),
+        ):
+            node.create_service(srv_type, name, self._named_errors(callback))
+
+    async def _query(self, request: QuerySrv.Request, response: QuerySrv.Response) -> QuerySrv.Response:
+        replied: Future = Future()
+        session = self._session()
+        try:
+            if session is None:
+                raise CosmosReasonError(ErrorCode.NOT_ACTIVE, NOT_ACTIVE)
+            session.pipeline.ask(
+                query_from(request),
+                source=Source.SERVICE,
+                cameras=tuple(request.cameras),
+                deadline_s=seconds(request.deadline),
+                on_reply=replied.set_result,
+            )
+        except CosmosReasonError as error:
+            replied.set_result(refused(self._node, request, Source.SERVICE, error))
+        response.decision = decision_msg(await replied)
+        return response
+
+    def _query_failed(self, error: Exception, response: QuerySrv.Response) -> QuerySrv.Response:
+        response.decision.error_code = int(ErrorCode.INVALID_REQUEST)
+        response.decision.error_msg = f"the request could not be handled: {error}"
+        return response
+
+    def _set_task(self, request: SetTask.Request, response: SetTask.Response) -> SetTask.Response:
+        task = Task(request.task, request.affordance_action, tuple(request.action_options))
+        self._active().set_task(task)
+        self._changed()
+        return response
+
+    def _capture(self, request: Capture.Request, response: Capture.Response) -> Capture.Response:
+        if math.isnan(request.before) or math.isnan(request.after):
+            raise CosmosReasonError(ErrorCode.INVALID_REQUEST, "before and after must be numbers of seconds")
+        response.path = str(self._active().capture(request.before, request.after, request.label))
+        self._changed()
+        return response
+
+    def _correct(self, request: Correct.Request, response: Correct.Response) -> Correct.Response:
+        raise CosmosReasonError(ErrorCode.NOT_AVAILABLE, "corrections are not available yet")
+
+    def _load_model(self, request: LoadModel.Request, response: LoadModel.Response) -> LoadModel.Response:
+        raise CosmosReasonError(
+            ErrorCode.NOT_AVAILABLE,
+            "loading another model at run time is not available yet: set the parameter model and restart",
+        )
+
+    def _active(self) -> Session:
+        session = self._session()
+        if session is None:
+            raise CosmosReasonError(ErrorCode.NOT_ACTIVE, NOT_ACTIVE)
+        return session
+
+    def _named_errors(self, callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """``callback`` with its named errors put into the reply."""
+
+        def answered(request: Any, response: Any) -> Any:
+            try:
+                return callback(request, response)
+            except CosmosReasonError as error:
+                response.error_code = int(error.code)
+                response.error_msg = error.message
+                return response
+
+        return answered
+
+
+def refused(node: Node, request: Any, source: Source, error: CosmosReasonError) -> Decision:
+    """Reply to a request (a service's or a goal) that has not reached the pipeline."""
+    try:
+        query = query_from(request)
+    except CosmosReasonError:
+        query = Query(QueryKind.QUESTION, request.task, request.action, request.question)
+    return refusal(query, source, error.code, error.message, node.get_clock().now().nanoseconds)

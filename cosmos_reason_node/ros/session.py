@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exists between activation and deactivation: cameras, pipeline, recorder, and how they are connected.
+
+camera topics ─> Camera ─> window buffer ─> Pipeline <─> EngineHost
+                   │ bytes                     │ Decision
+                   └────> Recorder <───────────┴─> decisions (topic)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.node import Node
+
+from ..config import Config
+from ..deployment import bundled_model
+from ..engine.host import EngineHost
+from ..engine.spec import EngineSpec
+from ..errors import CosmosReasonError, ErrorCode
+from ..models.checkpoint import check_files
+from ..models.spec import ModelSpec, read_model_spec
+from ..monitors import Task
+from ..pipeline import Pipeline
+from ..queries import check_task
+from ..types import Decision
+from .camera import Camera
+from .messages import decision_msg
+from .outlets import Outlets
+from .recorder import DEFAULT_DIRECTORY, Recorder
+
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Checked settings: nothing the model leaves open is open any more.
+
+    Attributes:
+        config: settings; fps, window_frames, model and record_dir are filled in.
+        spec: the checkpoint's description.
+    """
+
+    config: Config
+    spec: ModelSpec
+
+    @classmethod
+    def check(cls, config: Config) -> Setup:
+        """Fill in and check everything that can be wrong before anything is started.
+
+        Raises:
+            CosmosReasonError: with what is wrong and what to do.
+        """
+        try:
+            model = config.model or str(bundled_model())
+        except FileNotFoundError as error:
+            raise CosmosReasonError(ErrorCode.MODEL_NOT_FOUND, str(error)) from error
+        spec = read_model_spec(model)
+        check_files(Path(model).expanduser())
+        config = dataclasses.replace(
+            config,
+            model=model,
+            fps=config.fps or spec.fps,
+            window_frames=config.window_frames or spec.window_frames,
+            record_dir=_record_dir(config),
+        )
+        if config.min_frames > config.window_frames:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"min_frames ({config.min_frames}) is more than window_frames ({config.window_frames})",
+            )
+        check_task(Task(config.task, config.affordance_action, config.action_options), config)
+        return cls(config, spec)
+
+    def with_live(self, config: Config) -> Setup:
+        """The same with the live settings of ``config``; the others stay as they were checked."""
+        live = [field.name for field in dataclasses.fields(config) if field.metadata["live"]]
+        changed = {name: getattr(config, name) for name in live}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changed))
+
+    def engine_spec(self) -> EngineSpec:
+        """What the engine process is told."""
+        config = self.config
+        return EngineSpec(
+            model_dir=config.model,
+            kind=config.engine,
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads or max(1, (os.cpu_count() or 2) - 1),
+            mrope_time=config.mrope_time,
+            min_confidence=config.min_confidence,
+            default_think_tokens=config.query_think_tokens,
+        )
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the frames made of a camera's images."""
+        if self.config.frame_height:
+            return self.config.frame_height, self.config.frame_width
+        return self.spec.frame_size_for(height, width)
+
+
+class Session:
+    """One activation. Everything runs in the executor's thread.
+
+    Args:
+        node: owner of the subscriptions.
+        setup: checked settings.
+        host: the engine, ready.
+        outlets: where decisions go.
+        task: what the monitors ask about; None = as in the settings.
+
+    Raises:
+        CosmosReasonError: the recorder cannot start.
+    """
+
+    def __init__(
+        self, node: Node, setup: Setup, host: EngineHost, outlets: Outlets, task: Task | None = None
+    ) -> None:
+        config = setup.config
+        clock = node.get_clock()
+        self.setup = setup
+        self.host = host
+        self.recorder = Recorder(
+            config.record_dir,
+            keep_s=config.record_before_s,
+            buffer_bytes=config.record_buffer_mb * _MIB,
+            budget_bytes=config.record_budget_mb * _MIB,
+            now_ns=lambda: clock.now().nanoseconds,
+            warn=lambda text: node.get_logger().warning(f"recorder: {text}"),
+        )
+        self._node = node
+        self._outlets = outlets
+        self.pipeline = Pipeline(config, host, self._publish, lambda: clock.now().nanoseconds)
+        if task is not None:
+            self.pipeline.set_task(task)
+        backward = Duration(nanoseconds=-max(1_000_000, round(config.max_backward_s * 1e9)))
+        threshold = JumpThreshold(min_forward=None, min_backward=backward, on_clock_change=True)
+        self._jumps = clock.create_jump_callback(threshold, post_callback=self._jumped)
+        self.cameras: dict[str, Camera] = {}
+        try:
+            self._start(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_task(self, task: Task) -> None:
+        """Monitors ask about ``task``; CosmosReasonError when they cannot."""
+        self.pipeline.set_task(task)
+        self._node.get_logger().info(
+            f"task: {task.text!r}" if task.text.strip() else "no task: monitors stop"
+        )
+
+    def capture(self, before_s: float, after_s: float, label: str) -> Path:
+        """Write a bag of the moments around now; negative times take the defaults."""
+        config = self.pipeline.config
+        return self.recorder.capture(
+            config.record_before_s if before_s < 0 else before_s,
+            config.record_after_s if after_s < 0 else after_s,
+            label,
+        )
+
+    def refresh(self) -> None:
+        """Look after the cameras; about once a second."""
+        for camera in self.cameras.values():
+            camera.refresh()
+
+    def close(self) -> None:
+        """End all queries with NOT_ACTIVE, unsubscribe, finish the bags. The engine stays."""
+        self._jumps.unregister()
+        for camera in self.cameras.values():
+            camera.close()
+        self.cameras.clear()
+        self.pipeline.close(ErrorCode.NOT_ACTIVE, "the node was deactivated")
+        self._outlets.record_with(None)
+        self.recorder.close()
+
+    def _start(self, config: Config) -> None:
+        self._outlets.record_with(self.recorder)
+        if config.record_continuous:
+            self.recorder.start_continuous(config.record_split_s)
+        for name, topic in config.camera_topics.items():
+            camera = Camera(
+                self._node,
+                name,
+                topic,
+                self.pipeline.buffer(name),
+                self.setup.frame_size,
+                reliability=config.qos_reliability,
+                depth=config.qos_depth,
+                on_frame=self.pipeline.frame_added,
+                on_bad_image=self.pipeline.bad_image,
+                tap=self.recorder.record,
+            )
+            self.cameras[name] = camera
+            self.recorder.add_topic(camera.topic, camera.type, [camera.profile])  # no message came yet
+
+    def _publish(self, decision: Decision) -> None:
+        self._outlets.publish_decision(decision_msg(decision))
+        if self.setup.config.debug_image:
+            self._outlets.publish_debug_image(decision)
+
+    def _jumped(self, jump: TimeJump) -> None:
+        self._node.get_logger().warning(
+            f"the node's clock was set by {jump.delta.nanoseconds / 1e9:+.3f} s: windows start anew"
+        )
+        self.pipeline.clock_jumped()
+
+
+def _record_dir(config: Config) -> str:
+    """The directory for bags, which can be written when the user has named it or records all the time."""
+    path = Path(config.record_dir or DEFAULT_DIRECTORY).expanduser()
+    if config.record_dir or config.record_continuous:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CosmosReasonError(
+                ErrorCode.RECORDING_FAILED, f"record_dir {str(path)!r} cannot be made: {error}"
+            ) from error
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise CosmosReasonError(
+                ErrorCode.RECORDING_FAILED,
+                f"record_dir {str(path)!r} cannot be written: choose another or change its permissions",
+            )
+    return str(path)
