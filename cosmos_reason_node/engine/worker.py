@@ -26,11 +26,15 @@ import traceback
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from .. import decision, prompt
 from ..errors import CosmosReasonError, ErrorCode
+from ..models.checkpoint import check_files
+from ..models.mrope import MROPE_TIMES
+from ..models.spec import read_model_spec
 from ..types import Frame, Query, QueryKind, Window
 from .base import Done, Engine, Event, Failed, Request, Token
 from .spec import EngineSpec
@@ -198,17 +202,19 @@ def load_engine(spec: EngineSpec) -> Engine:
     """
     if spec.kind != "torch":
         raise CosmosReasonError(ErrorCode.INVALID_REQUEST, f"engine must be torch, not {spec.kind!r}")
-    import torch
-
-    from ..models import qwen2_5_vl
-    from ..models.mrope import MROPE_TIMES
-    from .torch import TorchEngine
-
+    # What can be wrong with the directory is said before the seconds that importing torch takes.
+    read_model_spec(spec.model_dir)
+    check_files(Path(spec.model_dir).expanduser())
     if spec.mrope_time not in MROPE_TIMES:
         raise CosmosReasonError(
             ErrorCode.INVALID_REQUEST,
             f"mrope_time must be of {', '.join(MROPE_TIMES)}, not {spec.mrope_time!r}",
         )
+    import torch
+
+    from ..models import qwen2_5_vl
+    from .torch import TorchEngine
+
     torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
     engine = TorchEngine(

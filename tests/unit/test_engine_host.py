@@ -247,28 +247,7 @@ def test_kill_9_fails_all_once_and_restarts(host, recorder):
     assert len(recorder.ends(ids[1])) == 1
 
 
-def test_a_hang_is_killed_and_restarted(host, recorder):
-    pid = host.pid
-    host._step_timeout_s = 1.0
-    try:
-        os.kill(pid, signal.SIGSTOP)
-        request_id = submit(host, SHORT)
-        (ends,) = recorder.wait_ends(request_id)
-    finally:
-        host._step_timeout_s = WAIT_S
-    assert ends[0].error_code is ErrorCode.ENGINE_DIED
-    assert "hang" in ends[0].error_msg
-    wait_gone(pid)
-    recorder.wait(lambda: host.status.state is EngineState.READY)
-    assert host.status.restarts == 2
-
-
-def test_stop_fails_pending_and_ends_the_process(directory):
-    recorder = Recorder()
-    host = EngineHost(EngineSpec(str(directory), device="cpu", threads=1), recorder.on_event)
-    host.start()
-    host.start()  # does nothing
-    assert host.wait_ready(WAIT_S).state is EngineState.READY
+def test_stop_fails_pending_and_start_begins_again(host, recorder):
     pid = host.pid
     request_id = submit(host, LONG)
     recorder.wait_begun(request_id)
@@ -276,11 +255,26 @@ def test_stop_fails_pending_and_ends_the_process(directory):
     assert [end.error_code for end in recorder.ends(request_id)] == [ErrorCode.NOT_ACTIVE]
     assert (host.status.state, host.pid) == (EngineState.STOPPED, 0)
     wait_gone(pid)
-    host.stop()
+    host.stop()  # does nothing
     host.start()
-    recorder.wait(lambda: True)
-    host.stop()  # in the middle of loading
-    assert host.status.state is EngineState.STOPPED
+    host.start()  # does nothing
+    assert host.wait_ready(WAIT_S).state is EngineState.READY
+    assert host.status.restarts == 0
+
+
+def test_a_hang_is_killed_and_restarted(host, recorder):
+    # The last test on this host: it does not wait until the engine is back.
+    pid = host.pid
+    host._step_timeout_s = 1.0
+    os.kill(pid, signal.SIGSTOP)
+    request_id = submit(host, SHORT)
+    (ends,) = recorder.wait_ends(request_id)
+    assert ends[0].error_code is ErrorCode.ENGINE_DIED
+    assert "hang" in ends[0].error_msg
+    wait_gone(pid)
+    recorder.wait(lambda: host.pid not in (0, pid))
+    assert host.status.state is EngineState.RESTARTING
+    assert host.status.restarts == 1
 
 
 def test_a_model_that_cannot_be_loaded_is_failed_until_started_again(directory, tmp_path):
@@ -299,10 +293,11 @@ def test_a_model_that_cannot_be_loaded_is_failed_until_started_again(directory, 
         submit(host, SHORT)
     weights.write_bytes(whole)
     host.start()
-    try:
-        assert host.wait_ready(WAIT_S).state is EngineState.READY
-    finally:
-        host.stop()
+    recorder.wait(lambda: host.status.state is EngineState.LOADING and host.pid)
+    pid = host.pid
+    host.stop()  # in the middle of loading
+    assert host.status.state is EngineState.STOPPED
+    wait_gone(pid)
 
 
 def test_the_engine_dies_with_a_killed_host(directory):
