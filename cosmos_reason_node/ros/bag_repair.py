@@ -25,6 +25,7 @@ from .bag_metadata import TopicCount, write_metadata
 from .bag_writer import HASH_KEY, QOS_KEY, BagTopic, BagWriter
 from .definitions import Definition
 
+_MAGIC = b"\x89MCAP0\r\n"
 # What a reader raises at the torn end: too few bytes for a record, or bytes that are none.
 _TORN = (McapError, CRCValidationError, EOFError, struct.error, ValueError, IndexError, UnicodeDecodeError)
 
@@ -46,6 +47,9 @@ def repair(directory: Path) -> int:
     if len(files) != 1:
         raise ValueError(f"{directory} holds {len(files)} MCAP files; expected one")
     (file,) = files
+    with open(file, "rb") as stream:
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError(f"{file} is no MCAP file")
     if not _is_whole(file):
         _copy_readable(file, directory)
     return _write_metadata(file, directory)

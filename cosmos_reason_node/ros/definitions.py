@@ -58,7 +58,7 @@ def _share_file(message_type: str, suffix: str) -> Path:
     package, _, name = message_type.split("/")
     try:
         path = Path(get_package_share_directory(package)) / "msg" / f"{name}.{suffix}"
-    except PackageNotFoundError as error:
+    except (PackageNotFoundError, OSError) as error:  # OSError: there is no AMENT_PREFIX_PATH
         raise CosmosReasonError(
             ErrorCode.RECORDING_FAILED, f"package {package} is not installed; source its workspace"
         ) from error

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+from cosmos_reason_node.ros.bag_writer import BagTopic
+from cosmos_reason_node.ros.definitions import Definition
+from cosmos_reason_node.ros.past import Entry, Past
+
+CAMERA = BagTopic("/image_raw", Definition("sensor_msgs/msg/Image", "", ""))
+DECISIONS = BagTopic("/decisions", Definition("cosmos_reason_msgs/msg/Decision", "", ""))
+STATUS = BagTopic("/status", Definition("cosmos_reason_msgs/msg/Status", "", ""))
+IMAGE_BYTES = 100_000
+
+
+def image(received_s: float) -> Entry:
+    return Entry(received_s, int(received_s * 1e9), CAMERA, bytes(IMAGE_BYTES))
+
+
+def small(received_s: float, topic: BagTopic = DECISIONS) -> Entry:
+    return Entry(received_s, int(received_s * 1e9), topic, b"decision")
+
+
+def test_the_oldest_images_go_first_when_memory_is_short():
+    past = Past(keep_s=100, limit_bytes=10 * IMAGE_BYTES)
+    for i in range(50):
+        past.add(image(i))
+        past.add(small(i + 0.5))
+    kept = past.since(0)
+    assert [e.received_s for e in kept if e.topic is CAMERA] == list(range(40, 50))
+    assert len([e for e in kept if e.topic is DECISIONS]) == 50
+    assert past.size <= 10 * IMAGE_BYTES + 50 * len(b"decision")
+
+
+def test_entries_older_than_the_time_kept_are_forgotten():
+    past = Past(keep_s=10, limit_bytes=1 << 30)
+    for i in range(30):
+        past.add(image(i))
+    assert min(e.received_s for e in past.since(0)) == 19
+    assert past.size == 11 * IMAGE_BYTES
+
+
+def test_entries_come_in_order_of_reception_and_from_the_moment_asked():
+    past = Past(keep_s=100, limit_bytes=1 << 30)
+    for i in range(10):
+        past.add(small(i))
+        past.add(image(i + 0.5))
+    times = [e.received_s for e in past.since(5)]
+    assert times == sorted(times)
+    assert times[0] == 5
+    assert len(times) == 10
+
+
+def test_what_holds_now_comes_first_however_old():
+    past = Past(keep_s=5, limit_bytes=1 << 30)
+    past.latch(STATUS.name)
+    past.add(small(0, STATUS))
+    past.add(small(1, STATUS))
+    past.add(image(50))
+    assert [(e.topic.name, e.received_s) for e in past.since(45)] == [("/status", 1), ("/image_raw", 50)]
+    past.add(small(51, STATUS))  # now one of the messages themselves
+    assert [e.received_s for e in past.since(45)] == [50, 51]
+
+
+def test_no_memory_no_past():
+    past = Past(keep_s=10, limit_bytes=0)
+    past.add(image(1))
+    assert past.since(0) == []
+    assert past.size == 0
+
+
+def test_bytes_are_shared_not_copied():
+    past = Past(keep_s=10, limit_bytes=1 << 30)
+    entry = image(1)
+    past.add(entry)
+    assert past.since(0)[0].serialized is entry.serialized
