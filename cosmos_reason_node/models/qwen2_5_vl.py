@@ -99,7 +99,8 @@ class LoadedModel:
             embedded: (B, L, D).
             positions: (3, B, L) M-RoPE positions.
             cache: a transformers Cache that holds what came before and takes up these tokens, or None.
-            attention_mask: (B, past + L), 0 for padding; None when there is none.
+            attention_mask: (B, past + L), 0 for padding, or (B, 1, L, past + L) bool, true where a row may
+                attend; None: causal, without padding.
 
         Returns:
             (B, L, D) last hidden states; ``logits`` turns (a part of) them into logits.

@@ -67,8 +67,15 @@ class ModelSpec:
         return self.frame_size or target_size(height, width, self.max_pixels, self.patches.factor)
 
     def video_grid(self, frames: int, height: int, width: int, fps: float) -> VideoGrid:
-        """Grid of a video of ``frames`` frames of height x width pixels, ``fps`` frames a second."""
-        return VideoGrid(self.patches.grid(frames, height, width), self.patches.temporal_patch / fps)
+        """Grid of a video of ``frames`` frames of height x width pixels, ``fps`` frames a second.
+
+        The pace is that of the time grid (window.TimeGrid), whose ticks are whole nanoseconds, so that a
+        window's own ``fps`` and the number that a data set states give the same positions.
+        """
+        period_ns = round(1e9 / fps)
+        return VideoGrid(
+            self.patches.grid(frames, height, width), self.patches.temporal_patch * period_ns / 1e9
+        )
 
     def positions(
         self, tokens: list[int], videos: list[VideoGrid], mrope_time: MropeTime = "float"

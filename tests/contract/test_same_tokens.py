@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine and training give the network the same pixels, tokens and positions for a window."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_reason_node.engine.base import Done, Request
+from cosmos_reason_node.engine.grammar import YES_NO
+from cosmos_reason_node.engine.torch import TorchEngine
+from cosmos_reason_node.models import qwen2_5_vl
+from cosmos_reason_node.types import Query, QueryKind
+from cosmos_reason_node.vision.patchify import patchify
+from tests import tiny_model
+from training.data.sample import Provenance, Sample, Span
+from training.sft.packing import encode_branch, pack
+
+QUERIES = (
+    Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=0),
+    Query(QueryKind.AFFORDANCE, task="open the drawer", action="pull the handle", think_tokens=0),
+    Query(QueryKind.NEXT_ACTION, task="open the drawer", options=("reach", "pull"), think_tokens=0),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.set_num_threads(1)
+    return qwen2_5_vl.load(tiny_model.write(tmp_path_factory.mktemp("model") / "tiny"), device="cpu")
+
+
+class Spy:
+    """Writes down what a LoadedModel is given, and passes it on."""
+
+    def __init__(self, model):
+        self._model = model
+        self.pixels, self.grids, self.chunks = [], [], []
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def visual_features(self, patches, grids):
+        self.pixels.append(patches)
+        self.grids += grids
+        return self._model.visual_features(patches, grids)
+
+    def embed(self, tokens, features=None):
+        self.chunks.append([tokens[0].tolist(), None])
+        return self._model.embed(tokens, features)
+
+    def decode(self, embedded, positions, cache=None):
+        self.chunks[-1][1] = positions[:, 0].numpy()
+        return self._model.decode(embedded, positions, cache)
+
+
+def ask(model, window, queries):
+    spy = Spy(model)
+    engine = TorchEngine(spy, min_confidence=0.0)
+    ended = [e for e in engine.answer(Request("r", (window,), queries)) if isinstance(e, Done)]
+    return spy, {done.branch: done.answer for done in ended}
+
+
+def training_batch(model, window, answers, fps):
+    samples = [
+        Sample(Span(0, len(window.frames)), query, answer, "", Provenance("sim", "train", 0, "", ""))
+        for query, answer in zip(QUERIES, answers, strict=True)
+    ]
+    branches = [encode_branch(model.tokenizer, sample, think=False) for sample in samples]
+    frames = window.pixels()
+    grid = model.spec.video_grid(*frames.shape[:3], fps)
+    return branches, pack([branches], model.tokenizer, model.spec, grid)
+
+
+@pytest.mark.parametrize("fps", [1.0, 2.0, 3.0, 4.0, 7.0, 29.97])
+def test_tokens_and_positions(model, fps):
+    window = dataclasses.replace(tiny_model.window(frames=6), period_ns=round(1e9 / fps))
+    spy, answers = ask(model, window, QUERIES)
+    branches, packed = training_batch(model, window, [answers[i].answer for i in range(3)], fps)
+    (prefix, prefix_positions), *rest = spy.chunks
+    assert packed.tokens[0, : len(prefix)].tolist() == prefix
+    np.testing.assert_array_equal(packed.positions[:, 0, : len(prefix)].numpy(), prefix_positions)
+    start = len(prefix)
+    for branch, (chunk, positions) in zip(branches, rest, strict=True):
+        # The engine stops feeding at the verdict, which training goes on to teach.
+        end = start + len(chunk)
+        assert (branch.question + branch.target)[: len(chunk)] == chunk
+        assert packed.tokens[0, start:end].tolist() == chunk
+        np.testing.assert_array_equal(packed.positions[:, 0, start:end].numpy(), positions)
+        start += len(branch.question) + len(branch.target)
+
+
+def test_pixels(model):
+    window = tiny_model.window(frames=6)
+    spy, _ = ask(model, window, QUERIES[:1])
+    patches, grid = patchify(window.pixels(), model.spec.patches)  # as training.sft.trainer
+    np.testing.assert_array_equal(spy.pixels[0].numpy(), patches)
+    assert spy.grids == [grid]
+
+
+def test_the_packed_batch_gives_the_engine_s_confidences(model):
+    window = tiny_model.window()
+    _, answers = ask(model, window, QUERIES)
+    branches, packed = training_batch(model, window, [answers[i].answer for i in range(3)], window.fps)
+    patches, grid = patchify(window.pixels(), model.spec.patches)
+    with torch.inference_mode():
+        features = model.visual_features(torch.from_numpy(patches), [grid])
+        embedded = model.embed(packed.tokens, features)
+        hidden = model.decode(embedded, packed.positions, attention_mask=packed.mask)
+        logits = model.logits(hidden[packed.rows, packed.columns])
+    groups = TorchEngine(model, min_confidence=0.0).vocabulary
+    start = 0
+    for i, branch in enumerate(branches):
+        verdict = start + branch.weights.index(max(branch.weights))
+        choices = groups.letters[:2] if QUERIES[i].options else groups.yes_no
+        mass = torch.stack([logits[verdict, list(c)].logsumexp(0) for c in choices]).softmax(0)
+        said = answers[i].answer
+        expected = answers[i].option_index if QUERIES[i].options else [g[0] for g in YES_NO].index(said)
+        assert int(mass.argmax()) == expected
+        assert float(mass.max()) == pytest.approx(answers[i].confidence, abs=1e-4)
+        start += len(branch.target)
