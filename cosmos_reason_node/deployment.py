@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import yaml
 
 from .config import Config
 from .ros.transport import transport_env
@@ -171,6 +174,9 @@ def replay(
     loop: bool = False,
     frame_id: str = "camera",
     wait_s: float = 60.0,
+    max_duration_s: float = 0.0,
+    max_side: int = 0,
+    reliability: str = "reliable",
     publish_clock: bool = False,
     name: str = "replay",
     namespace: str = "/",
@@ -188,6 +194,9 @@ def replay(
         loop: begin again at the end, with stamps that go on.
         frame_id: tf frame of the images.
         wait_s: longest wait for a first subscriber before the first frame; 0 starts at once. Seconds.
+        max_duration_s: stop after this long; 0 = at the end of the file. Seconds.
+        max_side: scale larger images down to this longer side, pixels; 0 = as recorded.
+        reliability: "reliable" or "best_effort".
         publish_clock: publish /clock from the recording's time, for nodes with ``use_sim_time``.
         name: node name.
         namespace: ROS namespace.
@@ -201,12 +210,20 @@ def replay(
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no video file or camera device {path}")
-    if format not in ("raw", "jpeg"):
-        raise ValueError(f"format must be raw or jpeg, not {format!r}")
-    if not (math.isfinite(rate) and 0.01 <= rate <= 100.0):
-        raise ValueError(f"rate must be between 0.01 and 100, not {rate}")
-    if not 0.0 <= wait_s <= 3600.0:
-        raise ValueError(f"wait_s must be between 0 and 3600, not {wait_s}")
+    for what, value, allowed in (
+        ("format", format, ("raw", "jpeg")),
+        ("reliability", reliability, ("reliable", "best_effort")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{what} must be {' or '.join(allowed)}, not {value!r}")
+    for what, number, low, high in (
+        ("rate", rate, 0.01, 100.0),
+        ("wait_s", wait_s, 0.0, 3600.0),
+        ("max_duration_s", max_duration_s, 0.0, 86400.0),
+        ("max_side", max_side, 0, 16384),
+    ):
+        if not low <= number <= high:  # false for NaN too
+            raise ValueError(f"{what} must be between {low:g} and {high:g}, not {number}")
     return Process(
         executable="replay",
         name=name,
@@ -219,12 +236,43 @@ def replay(
             "loop": loop,
             "frame_id": frame_id,
             "wait_s": float(wait_s),
+            "max_duration_s": float(max_duration_s),
+            "max_side": max_side,
+            "reliability": reliability,
             "publish_clock": publish_clock,
         },
         remappings=tuple(remappings),
         env=transport_environment(),
         log_level=log_level,
     )
+
+
+def settings_from_text(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of :func:`reason` from launch arguments or a command line; empty texts are left out.
+
+    Args:
+        texts: field of Config -> "true", "4", "front=/front/image_raw, wrist=/wrist/image_raw", "[a, b]" ...
+            An empty list is written ``[]``.
+
+    Raises:
+        ValueError: a text does not fit the field's type.
+    """
+    return {name: _from_text(name, text) for name, text in texts.items() if text.strip()}
+
+
+def parameter_file(name: str) -> Path:
+    """A parameter file by its path, or one of those in config/ by its name (``gpu`` -> config/gpu.yaml).
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.absolute()
+    shipped = share_path(f"config/{name}.yaml") if re.fullmatch(r"[A-Za-z0-9_-]+", name) else None
+    if shipped is None:
+        raise FileNotFoundError(f"there is no parameter file {name}, nor one of that name in config/")
+    return shipped
 
 
 def transport_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -264,6 +312,20 @@ def bundled_model() -> Path:
 def absolute_namespace(namespace: str) -> str:
     """``robot1``, ``/robot1`` and ``/robot1/`` -> ``/robot1``; empty -> ``/``."""
     return "/" + namespace.strip("/")
+
+
+def _from_text(name: str, text: str) -> Any:
+    default = getattr(Config, name)
+    try:
+        if isinstance(default, tuple):
+            items = yaml.safe_load(text) if text.strip().startswith("[") else text.split(",")
+            return tuple(str(item).strip() for item in items)
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.strip().lower()]
+        return type(default)(text)
+    except (KeyError, ValueError, yaml.YAMLError):
+        kind = {tuple: "a list, as [a, b]", bool: "true or false", int: "a whole number", float: "a number"}
+        raise ValueError(f"{name} must be {kind[type(default)]}, not {text!r}") from None
 
 
 def _yaml(value: Any) -> str:

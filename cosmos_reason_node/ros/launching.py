@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files share: a deployment.Process as a launch_ros node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launch.launch_context import LaunchContext
+from launch_ros.actions import Node
+
+from ..deployment import PACKAGE, Process
+
+
+def launch_node(process: Process, **options: Any) -> Node:
+    """The action that starts ``process``.
+
+    Args:
+        process: what to start.
+        options: further arguments of launch's ExecuteProcess, e.g. ``respawn``.
+    """
+    return Node(
+        package=PACKAGE,
+        executable=process.executable,
+        name=process.name,
+        namespace=process.namespace,
+        parameters=process.all_parameter_files(),
+        remappings=list(process.remappings),
+        ros_arguments=["--log-level", process.log_level],
+        additional_env=dict(process.env),
+        output="screen",
+        **options,
+    )
+
+
+def argument(context: LaunchContext, name: str) -> str:
+    """Value of a launch argument."""
+    return str(context.launch_configurations[name])
+
+
+def flag(context: LaunchContext, name: str) -> bool:
+    """Value of a launch argument that is true or false.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = argument(context, name).strip().lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} must be true or false, not {text!r}")
+    return text == "true"
