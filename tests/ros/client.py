@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test's side of the ROS graph: clients, listeners and cameras, spun by a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from cosmos_reason_msgs.action import Reason
+from cosmos_reason_msgs.msg import Decision, Status
+from cosmos_reason_msgs.srv import Query
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
+from sensor_msgs.msg import Image
+
+from cosmos_reason_node.types import QueryKind
+
+from tests.ros.node_process import until
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+READY = Status.ENGINE_READY
+
+
+class Client:
+    """One node that hears everything and asks."""
+
+    def __init__(self) -> None:
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context)
+        self.node = rclpy.create_node("test_client", context=self._context)
+        self.decisions: list[Decision] = []
+        self.statuses: list[Status] = []
+        self.diagnostics: dict[str, DiagnosticStatus] = {}
+        self.node.create_subscription(Decision, "decisions", self.decisions.append, 100)
+        self.node.create_subscription(Status, "status", self.statuses.append, LATCHED)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 10)
+        self._reason = ActionClient(self.node, Reason, "reason")
+        self._clients: dict[str, Any] = {}
+        self._cameras: list[CameraSource] = []
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the cameras and leave the graph."""
+        for camera in self._cameras:
+            camera.stop()
+        self._context.try_shutdown()
+        self._thread.join(10.0)
+        self.node.destroy_node()
+
+    @property
+    def status(self) -> Status:
+        """The newest status."""
+        return self.statuses[-1] if self.statuses else Status()
+
+    def ready(self, timeout_s: float = 90.0) -> Status:
+        """Wait until the node's engine is ready and its cameras are subscribed."""
+        until(lambda: self.status.engine_state == READY and self.status.cameras, "ready", timeout_s)
+        return self.status
+
+    def camera(self, topic: str = "image_raw", **kwargs: Any) -> CameraSource:
+        """A camera that publishes at once and until the end."""
+        camera = CameraSource(self, topic, **kwargs)
+        self._cameras.append(camera)
+        return camera
+
+    def call(self, srv_type: type, name: str, timeout_s: float = 60.0, **fields: Any) -> Any:
+        """Response of a service."""
+        return self.result(self.call_async(srv_type, name, **fields), timeout_s, name)
+
+    def call_async(self, srv_type: type, name: str, **fields: Any) -> Future:
+        """Future of a service's response."""
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self.node.create_client(srv_type, name)
+        assert client.wait_for_service(30.0), f"there is no service {name}"
+        return client.call_async(srv_type.Request(**fields))
+
+    def ask(self, question: str = "What is on the table?", timeout_s: float = 60.0, **fields: Any) -> Decision:
+        """Decision of the query service."""
+        fields = {"kind": int(QueryKind.QUESTION), "question": question, "think_tokens": 0, **fields}
+        return self.call(Query, "query", timeout_s, **fields).decision
+
+    def goal(self, **fields: Any) -> Goal:
+        """Send a goal to the action and wait until it is accepted."""
+        assert self._reason.wait_for_server(30.0), "there is no action reason"
+        fields = {"kind": int(QueryKind.QUESTION), "question": "What next?", **fields}
+        return Goal(self, self._reason, Reason.Goal(**fields))
+
+    def result(self, future: Future, timeout_s: float, what: str) -> Any:
+        """Result of a future that this client's executor resolves."""
+        until(future.done, what, timeout_s)
+        return future.result()
+
+    def _diagnosed(self, array: DiagnosticArray) -> None:
+        self.diagnostics.update({status.name: status for status in array.status})
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+        finally:
+            self._executor.shutdown()
+
+
+class Goal:
+    """A goal of the action: its feedback so far, its result."""
+
+    def __init__(self, client: Client, action: ActionClient, goal: Reason.Goal) -> None:
+        self._client = client
+        self.feedback: list[Reason.Feedback] = []
+        sent = action.send_goal_async(goal, feedback_callback=lambda msg: self.feedback.append(msg.feedback))
+        self._handle = client.result(sent, 30.0, "goal response")
+        assert self._handle.accepted
+        self._result = self._handle.get_result_async()
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._result.done()
+
+    def cancel(self) -> Any:
+        """Ask to cancel; the response."""
+        return self._client.result(self._handle.cancel_goal_async(), 30.0, "cancel response")
+
+    def result(self, timeout_s: float = 60.0) -> tuple[int, Decision]:
+        """(GoalStatus, decision)."""
+        response = self._client.result(self._result, timeout_s, "goal result")
+        return response.status, response.result.decision
+
+
+class CameraSource:
+    """Publishes images from a thread of its own.
+
+    Args:
+        client: owner of the publisher.
+        topic: of sensor_msgs/Image.
+        rate: images per second.
+        height, width: pixels.
+        reliable: offered reliability.
+        stamp_offset_s: added to the stamps; may be changed while it runs.
+        spoil: applied to every message before it is published; may be changed while it runs.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        topic: str,
+        rate: float = 20.0,
+        height: int = 120,
+        width: int = 160,
+        reliable: bool = True,
+    ) -> None:
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        self.publisher = client.node.create_publisher(Image, topic, QoSProfile(depth=8, reliability=reliability))
+        self.stamp_offset_s = 0.0
+        self.spoil: Any = None
+        self.paused = False
+        self.sent = 0
+        self._node = client.node
+        self._period_s = 1.0 / rate
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        self._image = Image(height=height, width=width, encoding="rgb8", step=3 * width, data=noise.tobytes())
+        self._image.header.frame_id = "camera_optical"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish no more."""
+        self._stop.set()
+        self._thread.join(10.0)
+
+    def message(self) -> Image:
+        """The next image, stamped now."""
+        now_ns = time.time_ns() + round(self.stamp_offset_s * 1e9)
+        self._image.header.stamp.sec = now_ns // 10**9
+        self._image.header.stamp.nanosec = now_ns % 10**9
+        if self.spoil is None:
+            return self._image
+        spoiled = Image(**{name: getattr(self._image, name) for name in Image.get_fields_and_field_types()})
+        self.spoil(spoiled)
+        return spoiled
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due += self._period_s
+            if not self.paused:
+                self.publisher.publish(self.message())
+                self.sent += 1
