@@ -26,6 +26,7 @@ from ..errors import CosmosReasonError
 from ..types import QueryKind
 from ..video import VideoError
 from . import report
+from .agreement import agreement
 from .clip import Clip, choose
 from .collector import Collector, picture_size
 from .console import Console
@@ -109,9 +110,10 @@ def run(clip: Clip, model: Path, directory: Path, console: Console) -> int:
         raise DemoFailed(f"{error}; see {directory / 'reason_node.log'}") from error
     finally:
         collector.close()
-    save(directory, _session(clip, started, collector, status), collector.pictures())
+    session = _session(clip, started, collector, status)
+    save(directory, session, collector.pictures())
     page = report.write(directory)
-    return _conclude(collector.records, directory, page, console)
+    return _conclude(session, collector.records, directory, page, console)
 
 
 def _wait_until_ready(node: Running, listener: Listener, console: Console) -> None:
@@ -202,10 +204,12 @@ def _keep(collector: Collector, decision: dict[str, Any]) -> Record | None:
     return collector.add_decision(decision)
 
 
-def _conclude(records: list[Record], directory: Path, page: Path, console: Console) -> int:
+def _conclude(session: Session, records: list[Record], directory: Path, page: Path, console: Console) -> int:
     good = [record for record in records if not record.failed]
     console.line()
     console.line(f"  {len(good)} decisions, {len(records) - len(good)} errors", "bold")
+    for kind, (right, judged) in agreement(session, records).items():
+        console.fact(kind.replace("_", " "), f"{right} of {judged} answers as it really was")
     console.fact("decisions", str(directory / DECISIONS_FILE))
     console.fact("report", f"{page}  (open it in a browser)")
     if good:
@@ -217,7 +221,8 @@ def _conclude(records: list[Record], directory: Path, page: Path, console: Conso
 
 def _replay(clip: Clip) -> deployment.Process:
     process = deployment.replay(clip.source, topic=TOPIC)
-    extra = {"max_side": IMAGE_SIDE, "max_duration_s": float(clip.duration_s)}
+    # Two subscribers: the node, and this program for its pictures.
+    extra = {"max_side": IMAGE_SIDE, "max_duration_s": float(clip.duration_s), "wait_subscribers": 2}
     return dataclasses.replace(process, parameters={**process.parameters, **extra})
 
 

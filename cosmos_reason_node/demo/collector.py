@@ -35,7 +35,7 @@ class Collector:
     def __init__(self, directory: Path) -> None:
         self.records: list[Record] = []
         self.images = 0
-        self.first_stamp_ns = 0
+        self.first_stamp_ns = 0  # of the first image seen here or by the node; 0 before
         self.newest_stamp_ns = 0
         self._pictures: dict[int, bytes] = {}
         self._file = open(directory / DECISIONS_FILE, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
@@ -46,13 +46,15 @@ class Collector:
         self._file.flush()
         record = Record.from_json(decision)
         self.records.append(record)
+        if record.frame_stamps_ns:
+            self._see(min(record.frame_stamps_ns))
+            self._see(max(record.frame_stamps_ns))
         return record
 
     def add_image(self, stamp_ns: int, rgb: np.ndarray) -> None:
         """Keep an image, (h, w, 3) uint8 RGB."""
         self.images += 1
-        self.first_stamp_ns = self.first_stamp_ns or stamp_ns
-        self.newest_stamp_ns = stamp_ns
+        self._see(stamp_ns)
         ok, jpeg = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if ok:
             self._pictures[stamp_ns] = jpeg.tobytes()
@@ -63,6 +65,10 @@ class Collector:
         """JPEG files by capture stamp (ns) of the images that are in the window of a decision."""
         seen = {stamp for record in self.records for stamp in record.frame_stamps_ns}
         return {stamp: jpeg for stamp, jpeg in self._pictures.items() if stamp in seen}
+
+    def _see(self, stamp_ns: int) -> None:
+        self.first_stamp_ns = min(self.first_stamp_ns or stamp_ns, stamp_ns)
+        self.newest_stamp_ns = max(self.newest_stamp_ns, stamp_ns)
 
     def close(self) -> None:
         """Close the file; more calls do nothing."""

@@ -14,6 +14,8 @@ from .session import Record
 
 # Without a terminal a progress line is printed this often, seconds.
 _QUIET_PERIOD_S = 5.0
+# Width of rows without a terminal, characters.
+_PLAIN_COLUMNS = 160
 _RESET = "\x1b[0m"
 _STYLES = {
     "bold": "\x1b[1m",
@@ -53,7 +55,7 @@ class Console:
 
     def fact(self, name: str, value: str) -> None:
         """A named fact of the introduction."""
-        self.line(f"  {self._styled(f'{name:<9}', 'dim')} {printable(value)}")
+        self.line(f"  {self._styled(f'{name:<11}', 'dim')} {printable(value)}")
 
     def progress(self, text: str) -> None:
         """What is going on now; replaces the progress line before it."""
@@ -87,8 +89,9 @@ class Console:
         head = f"  {seconds:6.2f} s  {_KINDS.get(record.kind, record.kind):<9}  "
         why = printable(record.error_msg if record.failed else record.reasoning)
         tail = f"  {self.meter(record.confidence)} {record.confidence:4.2f}  {record.age_s:4.2f} s  "
-        room = shutil.get_terminal_size((120, 24)).columns - len(head) - 30 - len(tail) - 1
-        if self._live and len(why) > room:
+        columns = shutil.get_terminal_size().columns if self._live else _PLAIN_COLUMNS
+        room = columns - len(head) - 30 - len(tail) - 1
+        if len(why) > room:
             why = why[: max(0, room - 1)] + ("…" if self._unicode else "~")
         row = head + self._styled(f"{answer:<30}", style, "bold" if changed else "") + tail
         self.line(row + self._styled(why, "dim"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import timeline
+from .agreement import agreement
 from .album import Album, view, window_strip
 from .markup import Markup, element
 from .session import LATENCY_PARTS, MONITORED_KINDS, Record, Session
@@ -68,14 +69,14 @@ def header(session: Session, records: Sequence[Record]) -> Markup:
 
 def _tiles(records: Sequence[Record]) -> Markup:
     good = [record for record in records if not record.failed]
-    ages = sorted(record.age_s for record in good)
+    ages = sorted(record.age_s for record in good if record.source == "monitor")
     span_s = (
         max((r.published_ns for r in records), default=0) - min((r.published_ns for r in records), default=0)
     ) / 1e9
     tiles = [
         (str(len(good)), "decisions"),
         (f"{len(good) / span_s:.1f}/s" if span_s > 0 else "–", "while it ran"),
-        (f"{statistics.median(ages):.2f} s" if ages else "–", "median age of an answer"),
+        (f"{statistics.median(ages):.2f} s" if ages else "–", "median age of a monitor's answer"),
         (f"{ages[min(len(ages) - 1, int(0.99 * len(ages)))]:.2f} s" if ages else "–", "99th percentile"),
         (str(len(records) - len(good)), "errors"),
     ]
@@ -128,7 +129,7 @@ def player(session: Session, records: Sequence[Record], album: Album, axis: Axis
         "section",
         element("div", screen, element("div", cards, class_="cards"), class_="player"),
         element("div", drawing, class_="wide"),
-        _legend(monitored, options, bool(session.truth)),
+        _legend(session, monitored, options),
     )
 
 
@@ -145,7 +146,7 @@ def _card(kind: str, title: str, record: Record, options: Sequence[str]) -> Mark
     )
 
 
-def _legend(records: Sequence[Record], options: Sequence[str], truth: bool) -> Markup:
+def _legend(session: Session, records: Sequence[Record], options: Sequence[str]) -> Markup:
     entries = [("yes", "yes"), ("no", "no")]
     if any(record.verdict == "UNKNOWN" and not record.failed for record in records):
         entries.append(("unknown", "unknown: neither side wins"))
@@ -154,8 +155,13 @@ def _legend(records: Sequence[Record], options: Sequence[str], truth: bool) -> M
     entries += [(css, text) for text, css in timeline.colours_of(records, options).items()]
     items = [element("li", element("i", class_=f"dot {css}"), text) for css, text in entries]
     note = "Height is confidence: from the middle line (even odds) for yes/no, else from the bottom."
-    if truth:
+    if session.truth:
         note += " The thin line below a lane is what really happened, from the recording's labels."
+        counts = [
+            f"{timeline.LANE_TITLES[kind].rstrip('?').lower()} {right} of {judged}"
+            for kind, (right, judged) in agreement(session, records).items()
+        ]
+        note += f" Answers that agree with it: {', '.join(counts)}." if counts else ""
     return element("div", element("ul", items, class_="legend"), element("p", note, class_="note"))
 
 
@@ -183,7 +189,7 @@ def asked_by_hand(records: Sequence[Record], album: Album, axis: Axis) -> Markup
 
 def latency(records: Sequence[Record], axis: Axis) -> Markup | None:
     """Latency parts of all answers over capture time."""
-    good = [record for record in records if not record.failed]
+    good = [record for record in records if record.source == "monitor" and not record.failed]
     if not good:
         return None
     height = timeline.COLUMNS + timeline.AXIS + 8
@@ -210,7 +216,11 @@ def latency(records: Sequence[Record], axis: Axis) -> Markup | None:
         element("h2", "Where the time goes"),
         element("div", drawing, class_="wide"),
         element("ul", items, class_="legend"),
-        element("p", "One column a decision, from capture to answer; medians in the legend.", class_="note"),
+        element(
+            "p",
+            "One column a monitor's decision, from capture to answer; medians in the legend.",
+            class_="note",
+        ),
     )
 
 

@@ -54,7 +54,8 @@ _PARAMETERS: dict[str, tuple[Any, str, float | None, float | None]] = {
     "frame_id": ("camera", "tf frame in the header.", None, None),
     "rate": (1.0, "Speed of a file; 1 = its own.", 0.01, 100.0),
     "loop": (False, "Start again at the end of the file, with stamps that go on.", None, None),
-    "wait_s": (60.0, "Longest wait for a first subscriber before the first frame, seconds.", 0.0, 3600.0),
+    "wait_s": (60.0, "Longest wait for subscribers before the first frame, seconds.", 0.0, 3600.0),
+    "wait_subscribers": (1, "How many subscribers to wait for.", 1, 100),
     "publish_clock": (False, "Publish /clock from the recording's time.", None, None),
     "max_duration_s": (0.0, "Stop after this long, seconds; 0 = at the end of the file.", 0.0, 86400.0),
     "linger_s": (0.5, "Stay this long after the last frame, seconds.", 0.0, 60.0),
@@ -109,7 +110,7 @@ class Replay(Node):
         Raises:
             VideoError: the source fails on the way.
         """
-        self._wait_for_subscriber()
+        self._wait_for_subscribers()
         self.get_logger().info(f"replaying {self._describe()} on {self._publisher.topic_name}")
         self._start_s = time.monotonic()
         if isinstance(self._source, VideoFile):
@@ -202,13 +203,15 @@ class Replay(Node):
     def _publish_clock(publisher: Publisher, now_ns: int) -> None:
         publisher.publish(Clock(clock=Time(nanoseconds=now_ns).to_msg()))
 
-    def _wait_for_subscriber(self) -> None:
+    def _wait_for_subscribers(self) -> None:
         limit_s = self._value("wait_s")
         end_s = time.monotonic() + limit_s
-        while self._publisher.get_subscription_count() == 0:
+        while (count := self._publisher.get_subscription_count()) < self._value("wait_subscribers"):
             if time.monotonic() >= end_s:
                 if limit_s:
-                    self.get_logger().warning(f"no subscriber within {limit_s:g} s; starting without")
+                    self.get_logger().warning(
+                        f"{count} subscribers after {limit_s:g} s; starting all the same"
+                    )
                 return
             self._spin_until(min(end_s, time.monotonic() + 0.05))
 

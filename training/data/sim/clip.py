@@ -13,6 +13,7 @@ import numpy as np
 
 from .episode import CAMERA_FPS, Episode, run_episode, split_of
 from .simulator import Simulator
+from .truth import truth
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def make_clip(choice: ClipChoice, path: Path, options: tuple[str, ...], action: 
         "seed": choice.seed,
         "scene": choice.scene,
         "plan": choice.plan,
+        "truth": truth(episode, choice.skill, choice.still_s, choice.still_s),
         "made_by": f"python -m training.nano clip --seed {choice.seed}",
     }
     path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
