@@ -9,11 +9,12 @@ Every setting of the node is an argument, taken from the node's own schema (cosm
 
 import dataclasses
 
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
 from cosmos_reason_node.config import Config
 from cosmos_reason_node.deployment import LOG_LEVELS, parameter_file, reason, settings_from_text
 from cosmos_reason_node.ros.launching import argument, flag, launch_node
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 SETTINGS = tuple(dataclasses.fields(Config))
 

@@ -4,10 +4,11 @@
 ros2 launch cosmos_reason_node replay.launch.py source:=episode.mp4 topic:=front/image_raw
 """
 
-from cosmos_reason_node.deployment import LOG_LEVELS, replay
-from cosmos_reason_node.ros.launching import argument, flag, launch_node
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+from cosmos_reason_node.deployment import LOG_LEVELS, replay
+from cosmos_reason_node.ros.launching import argument, flag, launch_node
 
 BOOLEAN = ("true", "false")
 
