@@ -196,6 +196,10 @@ class EngineHost:
             self._stopping.set()
         if supervisor is not None and supervisor is not threading.current_thread():
             supervisor.join(timeout_s)
+        with self._changed:
+            if self._status.state is EngineState.FAILED and self._supervisor is supervisor:
+                self._status = dataclasses.replace(self._status, state=EngineState.STOPPED)
+                self._changed.notify_all()
 
     # -- supervisor thread --
 

@@ -300,6 +300,38 @@ def test_a_model_that_cannot_be_loaded_is_failed_until_started_again(directory, 
     wait_gone(pid)
 
 
+def test_a_load_that_takes_too_long_is_failed(directory):
+    recorder = Recorder()
+    spec = EngineSpec(str(directory), device="cpu")
+    host = EngineHost(spec, recorder.on_event, recorder.on_state, load_timeout_s=0.3)
+    host.start()
+    status = host.wait_ready(WAIT_S)
+    assert (status.state, status.error_code) == (EngineState.FAILED, ErrorCode.ENGINE_FAILED)
+    assert "load_timeout_s" in status.error_msg
+    wait_gone(next(status.pid for status in recorder.states if status.pid))
+    host.stop()
+    assert host.status.state is EngineState.STOPPED
+
+
+def test_a_process_that_always_dies_while_loading_is_given_up(directory):
+    pids = []
+
+    def kill_when_started(status):
+        if status.pid and status.pid not in pids:
+            pids.append(status.pid)
+            os.kill(status.pid, signal.SIGKILL)
+        if status.state is EngineState.RESTARTING and not status.pid:
+            raise ValueError("a callback that raises does not stop the host")
+
+    spec = EngineSpec(str(directory), device="cpu")
+    host = EngineHost(spec, lambda *event: None, kill_when_started, max_backoff_s=0.5)
+    host.start()
+    status = host.wait_ready(WAIT_S)
+    assert (status.state, status.error_code) == (EngineState.FAILED, ErrorCode.ENGINE_DIED)
+    assert "while it loaded" in status.error_msg
+    assert len(pids) == 3
+
+
 def test_the_engine_dies_with_a_killed_host(directory):
     code = f"""if True:
         import time

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 import shutil
 
@@ -63,6 +64,29 @@ def test_spec_of_the_released_layout(tmp_path):
     spec = read_model_spec(tmp_path)
     assert (spec.window_frames, spec.fps, spec.max_position) == (32, 4.0, 128000)
     assert spec.frame_size_for(1080, 1080) == (448, 448)
+
+
+def test_config_in_the_released_form_is_the_same_model(model, copy):
+    """Text settings beside vision_config, old names of RoPE's: Cosmos-Reason1-7B's config.json."""
+
+    def flatten(config):
+        text, vision = config.pop("text_config"), config["vision_config"]
+        rope = text.pop("rope_parameters")
+        text.pop("layer_types")
+        text.pop("model_type")
+        vision.pop("rope_parameters")
+        vision.pop("in_channels")
+        vision.update(in_chans=3, spatial_patch_size=14)
+        config.update(text, rope_theta=rope["rope_theta"], torch_dtype=config.pop("dtype"))
+        config["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+
+    edit(copy / "config.json", flatten)
+    released = qwen2_5_vl.load(copy, device="cpu")
+    embedded = model.embed(torch.tensor([[5, 6, 7, 8]]))
+    positions = torch.tensor([[[0, 3, 5, 9]], [[0, 1, 1, 2]], [[0, 2, 4, 6]]])
+    with torch.inference_mode():
+        assert torch.equal(released.decode(embedded, positions), model.decode(embedded, positions))
+    assert dataclasses.replace(released.spec, model_id="tiny") == model.spec
 
 
 def test_weights_and_outputs_equal_transformers(model, directory):
