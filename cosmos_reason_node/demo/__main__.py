@@ -220,10 +220,9 @@ def _conclude(session: Session, records: list[Record], directory: Path, page: Pa
 
 
 def _replay(clip: Clip) -> deployment.Process:
-    process = deployment.replay(clip.source, topic=TOPIC)
+    process = deployment.replay(clip.source, topic=TOPIC, max_side=IMAGE_SIDE, max_duration_s=clip.duration_s)
     # Two subscribers: the node, and this program for its pictures.
-    extra = {"max_side": IMAGE_SIDE, "max_duration_s": float(clip.duration_s), "wait_subscribers": 2}
-    return dataclasses.replace(process, parameters={**process.parameters, **extra})
+    return dataclasses.replace(process, parameters={**process.parameters, "wait_subscribers": 2})
 
 
 def _session(clip: Clip, started: str, collector: Collector, status: dict[str, Any]) -> Session:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..deployment import share_path
-from ..video import VideoFile
+from ..video import CameraDevice, VideoFile
 
 BUNDLED_CLIP = "tests/assets/drawer_open.mp4"
 # For a video of which nothing is known.
@@ -57,7 +57,7 @@ def choose(
 
     Raises:
         ValueError: the wishes contradict each other, or the JSON is damaged.
-        VideoError: the video cannot be read.
+        VideoError: the video or the camera cannot be read.
         FileNotFoundError: the bundled clip is missing.
     """
     if video and camera:
@@ -65,6 +65,7 @@ def choose(
     if seconds < 0:
         raise ValueError(f"SECONDS must not be negative, not {seconds:g}")
     if camera:
+        CameraDevice(camera).close()  # it says what is wrong better than a log does
         return Clip(
             source=Path(camera),
             description=f"camera {camera}",
