@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.subscription import Subscription
@@ -30,9 +31,9 @@ from ..types import Frame
 from ..window import Offer, WindowBuffer
 from . import cdr, qos
 from .convert import Converted, SizeRule, convert_compressed, convert_image
-from .executor import caught
 
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+_WATCH_S = 0.5
 # (topic, serialized message): see Recorder.record.
 Tap = Callable[[str, bytes], None]
 
@@ -74,8 +75,8 @@ class CameraReport:
 class Camera:
     """Subscription of one camera that fills a window's buffer.
 
-    Used from the executor's thread only. Call ``refresh`` about once a second (the status timer): it finds
-    publishers that came or went, and subscribes again when another reliability fits them better.
+    Used from the executor's thread only. Twice a second it looks for publishers that came or went, and
+    subscribes again when another reliability fits them better.
 
     Args:
         node: owner of the subscription.
@@ -126,15 +127,17 @@ class Camera:
         self._rate_from = (time.monotonic(), 0)
         self._fit = qos.fit(qos.offers_of(node, self.topic), self.topic, self.type, reliability)
         self._subscription = self._subscribe(self._fit.reliable)
+        self._watch = node.create_timer(
+            _WATCH_S, self._match_publishers, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
 
     def refresh(self) -> None:
-        """Look at the topic's publishers and at the rate of the images since the last call."""
+        """Begin a new period of the rate; call it once per status period."""
         now, received = time.monotonic(), self.buffer.counters.received
         since, before = self._rate_from
         if now - since > 0.1:
             self._rate = (received - before) / (now - since)
             self._rate_from = (now, received)
-        self._match_publishers()
 
     def report(self) -> CameraReport:
         """State now; ``rate`` is that of the last refresh."""
@@ -170,24 +173,20 @@ class Camera:
 
     def close(self) -> None:
         """Destroy the subscription."""
+        self._node.destroy_timer(self._watch)
         self._node.destroy_subscription(self._subscription)
 
     def _subscribe(self, reliable: bool) -> Subscription:
         self._profile = qos.image_qos(reliable, self._depth)
-        changed = caught(self._node, lambda _: self._match_publishers())
-        events = SubscriptionEventCallbacks(
-            # They say only that something changed; the graph says who and what.
-            matched=changed,
-            incompatible_qos=changed,
-            incompatible_type=changed,
-        )
         return self._node.create_subscription(
             Image if self.type == IMAGE else CompressedImage,
             self.topic,
             self._on_message,
             self._profile,
             raw=True,
-            event_callbacks=events,
+            # No event callbacks: the events executor raises when an event of a subscription that has been
+            # destroyed meanwhile is still queued. The graph tells the same, and who it is.
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
             callback_group=self._callback_group,
         )
 

@@ -10,18 +10,17 @@ executors cost. What was tried with it in rclpy 7.1 (tests/ros/test_executor.py 
 - guard conditions are refused: wake the node with ``call_soon`` instead;
 - a service callback that is a coroutine function is not awaited: use ``create_async_service``;
 - an exception that leaves a task kills the process with a segmentation fault: ``call_soon`` and
-  ``create_async_service`` catch it; so must every QoS event callback (``caught``).
+  ``create_async_service`` catch it, ``caught`` does for others;
 """
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from rclpy.callback_groups import CallbackGroup
+from rclpy.context import Context
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.service import Service
@@ -30,13 +29,13 @@ from rclpy.task import Future
 _WAKE_S = 0.3  # longest time until a shutdown is seen
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context | None = None) -> Executor:
     """The events executor where rclpy has one, else the single-threaded one. Call after rclpy.init()."""
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def spin(executor: Executor, stop: Future | None = None) -> None:
@@ -46,7 +45,7 @@ def spin(executor: Executor, stop: Future | None = None) -> None:
     """
     stop = stop or Future()
     try:
-        while rclpy.ok() and not stop.done():
+        while executor.context.ok() and not stop.done():
             executor.spin_until_future_complete(stop, timeout_sec=_WAKE_S)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
@@ -99,24 +98,23 @@ def create_async_service(
             node.get_logger().error(f"exception in service {name}:\n{traceback.format_exc()}")
             return on_error(error, response)
 
-    service = node.create_service(srv_type, name, answered, callback_group=callback_group)
+    def begin(request: Any, response: Any) -> Any:
+        # A plain function, so that both executors pass what it returns, a coroutine, on to send_response.
+        return answered(request, response)
+
+    service = node.create_service(srv_type, name, begin, callback_group=callback_group)
     send = service.send_response
 
-    def send_when_done(response: Any, header: Any) -> None:
-        # The events executor hands over whatever the callback returned: here, its coroutine.
-        if not inspect.iscoroutine(response):
-            send(response, header)
-            return
-
+    def send_when_done(answer: Any, header: Any) -> None:
         async def finish() -> None:
-            result = await response
-            caught(node, send)(result, header)
+            response = await answer
+            caught(node, send)(response, header)
 
         executor = node.executor
         if executor is None:  # the node is being taken down
-            response.close()
+            answer.close()
         else:
             executor.create_task(finish)
 
-    service.send_response = send_when_done  # type: ignore[method-assign]
+    service.send_response = send_when_done  # type: ignore[method-assign, assignment]
     return service
