@@ -405,7 +405,8 @@ class _Process:
             theirs.close()
         self._poll = select.poll()  # select() is limited to 1024 descriptors
         self._poll.register(self._connection, select.POLLIN)
-        threading.Thread(target=self._write, name="engine-host-writer", daemon=True).start()
+        self._writer = threading.Thread(target=self._write, name="engine-host-writer", daemon=True)
+        self._writer.start()
 
     @property
     def pid(self) -> int:
@@ -443,6 +444,7 @@ class _Process:
         self.outbox.put(None)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # wakes the writer
+        self._writer.join(_REAP_S)
         self._connection.close()
 
     def _write(self) -> None:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from cosmos_reason_node.engine.base import Sampling
+from cosmos_reason_node.engine.sampling import branch_generator, choose, sample_token
+
+LOGITS = torch.tensor([0.0, 2.0, 1.0, 5.0, -1.0])
+FORBIDDEN = torch.tensor([False, False, False, True, False])
+
+
+def draws(sampling, count=2000):
+    generator = branch_generator(sampling, 0)
+    return [sample_token(LOGITS, FORBIDDEN, sampling, generator)[0] for _ in range(count)]
+
+
+def test_greedy_takes_the_best_allowed_token():
+    token, log_prob = sample_token(LOGITS, FORBIDDEN, Sampling(), branch_generator(Sampling(), 0))
+    allowed = [0.0, 2.0, 1.0, -1.0]
+    assert token == 1
+    assert log_prob == pytest.approx(2.0 - math.log(sum(map(math.exp, allowed))), abs=1e-5)
+
+
+def test_sampling_follows_the_distribution():
+    drawn = draws(Sampling(temperature=1.0, seed=3))
+    expected = torch.tensor([0.0, 2.0, 1.0, -torch.inf, -1.0]).softmax(0)
+    for token in range(5):
+        assert drawn.count(token) / len(drawn) == pytest.approx(float(expected[token]), abs=0.04)
+    assert 3 not in drawn
+
+
+def test_nucleus_leaves_the_tail_out():
+    # Probabilities 0.61, 0.22, 0.08, ...: 0.7 of the mass is in the first two.
+    assert set(draws(Sampling(temperature=1.0, top_p=0.7), 300)) == {1, 2}
+    assert set(draws(Sampling(temperature=1.0, top_p=0.5), 50)) == {1}
+    assert set(draws(Sampling(temperature=1.0, top_p=1e-6), 50)) == {1}
+
+
+def test_seeds_and_branches_differ():
+    hot = Sampling(temperature=5.0, seed=1)
+    assert draws(hot, 20) == draws(hot, 20)
+    other_seed = draws(Sampling(temperature=5.0, seed=2), 20)
+    generator = branch_generator(hot, 1)
+    other_branch = [sample_token(LOGITS, FORBIDDEN, hot, generator)[0] for _ in range(20)]
+    assert len({tuple(draws(hot, 20)), tuple(other_seed), tuple(other_branch)}) == 3
+
+
+def test_choices_sum_their_spellings():
+    # Alone token 1 is the likeliest; the spellings of the other choice together are likelier.
+    logits = torch.tensor([1.8, 2.0, 1.8])
+    index, confidence = choose(logits, [(1,), (0, 2)], Sampling(), branch_generator(Sampling(), 0))
+    mass = 2 * math.exp(1.8) / (2 * math.exp(1.8) + math.exp(2.0))
+    assert index == 1
+    assert confidence == pytest.approx(mass, abs=1e-5)
+
+
+def test_sampled_choices_report_the_model_s_confidence():
+    hot = Sampling(temperature=100.0, seed=0)
+    generator = branch_generator(hot, 0)
+    logits = torch.tensor([2.0, 0.0])
+    drawn = [choose(logits, [(0,), (1,)], hot, generator) for _ in range(100)]
+    assert {index for index, _ in drawn} == {0, 1}
+    winner = 1 / (1 + math.exp(-2.0))
+    for index, confidence in drawn:
+        assert confidence == pytest.approx(winner if index == 0 else 1 - winner, abs=1e-5)
