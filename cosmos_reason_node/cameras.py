@@ -19,7 +19,8 @@ class _Camera:
     shape: tuple[int, ...] = ()
     last_tick: int | None = None  # of the newest window
     fresh_ns: int | None = None  # the earlier of the newest frame's capture and arrival
-    ahead_ns: int = 0  # newest frame's capture minus arrival
+    arrived_ns: int = 0  # arrival of the newest frame
+    ahead_ns: int = 0  # newest frame's capture minus its arrival
     bad_ns: int | None = None  # arrival of the last image that cannot be used
     bad_reason: str = ""
 
@@ -63,9 +64,9 @@ class CameraWindows:
             camera.buffer.clear()
             camera.buffer.put(frame)
         camera.shape = frame.image.shape
-        now_ns = self._clock()
-        camera.ahead_ns = frame.stamp_ns - now_ns
-        camera.fresh_ns = min(frame.stamp_ns, now_ns)
+        camera.arrived_ns = self._clock()
+        camera.ahead_ns = frame.stamp_ns - camera.arrived_ns
+        camera.fresh_ns = min(frame.stamp_ns, camera.arrived_ns)
         window = camera.buffer.window(self._config.min_frames)
         last_tick = None if window is None else window.first_tick + len(window.frames) - 1
         moved = last_tick is not None and last_tick != camera.last_tick
@@ -116,7 +117,7 @@ class CameraWindows:
         age_s = None if camera.fresh_ns is None else (self._clock() - camera.fresh_ns) / 1e9
         if age_s is not None and age_s <= max_stale_s:
             return
-        if camera.bad_ns is not None and (camera.fresh_ns is None or camera.bad_ns > camera.fresh_ns):
+        if camera.bad_ns is not None and (age_s is None or camera.bad_ns > camera.arrived_ns):
             raise CosmosReasonError(
                 ErrorCode.BAD_IMAGE, f"images of camera {name!r} cannot be used: {camera.bad_reason}"
             )

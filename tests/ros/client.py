@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
+from array import array
+from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
 from cosmos_reason_msgs.action import Reason
 from cosmos_reason_msgs.msg import Decision, Status
 from cosmos_reason_msgs.srv import Query
@@ -17,10 +22,9 @@ from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from cosmos_reason_node.types import QueryKind
-
 from tests.ros.node_process import until
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -28,12 +32,16 @@ READY = Status.ENGINE_READY
 
 
 class Client:
-    """One node that hears everything and asks."""
+    """One node that hears everything and asks.
 
-    def __init__(self) -> None:
+    Args:
+        namespace: of the node it listens to.
+    """
+
+    def __init__(self, namespace: str = "") -> None:
         self._context = rclpy.Context()
         rclpy.init(context=self._context)
-        self.node = rclpy.create_node("test_client", context=self._context)
+        self.node = rclpy.create_node("test_client", context=self._context, namespace=namespace)
         self.decisions: list[Decision] = []
         self.statuses: list[Status] = []
         self.diagnostics: dict[str, DiagnosticStatus] = {}
@@ -84,7 +92,9 @@ class Client:
         assert client.wait_for_service(30.0), f"there is no service {name}"
         return client.call_async(srv_type.Request(**fields))
 
-    def ask(self, question: str = "What is on the table?", timeout_s: float = 60.0, **fields: Any) -> Decision:
+    def ask(
+        self, question: str = "What is on the table?", timeout_s: float = 60.0, **fields: Any
+    ) -> Decision:
         """Decision of the query service."""
         fields = {"kind": int(QueryKind.QUESTION), "question": question, "think_tokens": 0, **fields}
         return self.call(Query, "query", timeout_s, **fields).decision
@@ -143,12 +153,17 @@ class CameraSource:
 
     Args:
         client: owner of the publisher.
-        topic: of sensor_msgs/Image.
+        topic: where it publishes.
         rate: images per second.
         height, width: pixels.
         reliable: offered reliability.
-        stamp_offset_s: added to the stamps; may be changed while it runs.
+        jpeg: publish sensor_msgs/CompressedImage instead (end ``topic`` in /compressed).
+        now_ns: clock of the stamps.
+
+    Attributes:
         spoil: applied to every message before it is published; may be changed while it runs.
+        paused: publish nothing for now.
+        sent: images published.
     """
 
     def __init__(
@@ -159,17 +174,26 @@ class CameraSource:
         height: int = 120,
         width: int = 160,
         reliable: bool = True,
+        jpeg: bool = False,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        self.publisher = client.node.create_publisher(Image, topic, QoSProfile(depth=8, reliability=reliability))
-        self.stamp_offset_s = 0.0
+        qos = QoSProfile(depth=8, reliability=reliability)
+        self.publisher = client.node.create_publisher(CompressedImage if jpeg else Image, topic, qos)
+        self._now_ns = now_ns
         self.spoil: Any = None
         self.paused = False
         self.sent = 0
-        self._node = client.node
         self._period_s = 1.0 / rate
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        self._image = Image(height=height, width=width, encoding="rgb8", step=3 * width, data=noise.tobytes())
+        # An array: bytes would be copied value by value at every assignment.
+        self._image: Image | CompressedImage
+        if jpeg:
+            data = array("B", cv2.imencode(".jpg", noise)[1].tobytes())
+            self._image = CompressedImage(format="jpeg", data=data)
+        else:
+            data = array("B", noise.tobytes())
+            self._image = Image(height=height, width=width, encoding="rgb8", step=3 * width, data=data)
         self._image.header.frame_id = "camera_optical"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -180,14 +204,14 @@ class CameraSource:
         self._stop.set()
         self._thread.join(10.0)
 
-    def message(self) -> Image:
+    def message(self) -> Image | CompressedImage:
         """The next image, stamped now."""
-        now_ns = time.time_ns() + round(self.stamp_offset_s * 1e9)
-        self._image.header.stamp.sec = now_ns // 10**9
-        self._image.header.stamp.nanosec = now_ns % 10**9
+        now_ns = self._now_ns()
+        self._image.header.stamp = Time(sec=now_ns // 10**9, nanosec=now_ns % 10**9)
         if self.spoil is None:
             return self._image
-        spoiled = Image(**{name: getattr(self._image, name) for name in Image.get_fields_and_field_types()})
+        spoiled = copy.copy(self._image)
+        spoiled.header = copy.deepcopy(self._image.header)
         self.spoil(spoiled)
         return spoiled
 

@@ -303,6 +303,15 @@ def test_a_camera_that_never_speaks_and_one_that_speaks_nonsense_have_different_
     assert "32FC7" in bench.published[1].error_msg
 
 
+def test_old_stamps_are_stale_even_if_there_were_bad_images_before():
+    bench = Bench(task="")
+    bench.pipeline.bad_image("front", "truncated")
+    bench.advance(0.5)
+    bench.frames(4, ahead_s=-3600.0)
+    bench.ask()
+    assert bench.codes() == [ErrorCode.STALE_FRAMES]
+
+
 def test_a_backward_clock_starts_the_windows_anew():
     bench = Bench(monitors=("completion",))
     bench.frames(4)
