@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,10 +18,6 @@ from typing import Any
 import psutil
 
 from cosmos_reason_node import deployment
-
-# Neighbours on the machine run tests too: every test process has a domain of its own.
-os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 STOP_TIMEOUT_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
