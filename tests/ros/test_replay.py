@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replay process: images at the video's own times, the recording's clock, ends and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+
+from cosmos_reason_node import deployment
+from tests.unit.video_files import steady, write_video
+
+pytestmark = pytest.mark.ros
+
+END_TIMEOUT_S = 30.0
+
+
+class Watcher:
+    """Hears images and the clock while a replay process runs."""
+
+    def __init__(self, topic: str = "image_raw") -> None:
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context)
+        self._node = rclpy.create_node("watcher", context=self._context)
+        self.images: list[Any] = []
+        self.clock: list[int] = []
+        kind = CompressedImage if topic.endswith("/compressed") else Image
+        self._node.create_subscription(kind, topic, self.images.append, 50)
+        self._node.create_subscription(Clock, "/clock", lambda m: self.clock.append(ns(m.clock)), 1000)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+
+    def watch(self, process: subprocess.Popen[str], images: int = 0) -> str:
+        """Until the process ends or ``images`` have come; its output, if it has ended."""
+        end = time.monotonic() + END_TIMEOUT_S
+        while process.poll() is None and (not images or len(self.images) < images):
+            assert time.monotonic() < end, "replay did not end"
+            self._executor.spin_once(timeout_sec=0.05)
+        return process.communicate()[0] if process.poll() is not None else ""
+
+    @property
+    def seconds(self) -> list[float]:
+        """Stamps since the first image's."""
+        stamps = [ns(image.header.stamp) for image in self.images]
+        return [(stamp - stamps[0]) / 1e9 for stamp in stamps]
+
+    def close(self) -> None:
+        self._context.try_shutdown()
+        self._node.destroy_node()
+
+
+def ns(stamp: Any) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    watcher = Watcher()
+    yield watcher
+    watcher.close()
+
+
+@contextmanager
+def replaying(source: Any, **parameters: Any) -> Iterator[subprocess.Popen[str]]:
+    """``replay`` as deployment.py defines it, with parameters that deployment.py does not name as well."""
+    process = deployment.replay("/dev/null", wait_s=20.0)
+    merged = {**process.parameters, "source": str(source), "linger_s": 0.1, **parameters}
+    process = dataclasses.replace(process, parameters=merged)
+    started = subprocess.Popen(
+        process.command(),
+        env=process.environ(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait(10.0)
+
+
+def test_every_frame_arrives_with_the_times_of_a_variable_rate_video(tmp_path, watcher):
+    uneven = [0.0, 0.2, 0.233, 0.4, 0.65, 0.683, 1.0]
+    before = time.time_ns()
+    with replaying(write_video(tmp_path / "a.mp4", uneven), frame_id="wrist") as process:
+        output = watcher.watch(process)
+    assert process.returncode == 0, output
+    assert watcher.seconds == pytest.approx(uneven, abs=5e-3)
+    first = watcher.images[0]
+    assert (first.encoding, first.width, first.height, first.step) == ("bgr8", 64, 48, 192)
+    assert first.header.frame_id == "wrist"
+    assert before < ns(first.header.stamp) < time.time_ns()
+    brightness = [np.frombuffer(image.data, np.uint8).mean() for image in watcher.images]
+    assert brightness == pytest.approx([8 * i for i in range(7)], abs=3)
+
+
+def test_images_can_be_scaled_and_compressed(tmp_path):
+    watcher = Watcher("image_raw/compressed")
+    try:
+        video = write_video(tmp_path / "a.mp4", steady(4, 20.0), (128, 96))
+        with replaying(video, format="jpeg", max_side=64) as process:
+            output = watcher.watch(process)
+    finally:
+        watcher.close()
+    assert process.returncode == 0, output
+    assert len(watcher.images) == 4
+    pixels = cv2.imdecode(np.frombuffer(watcher.images[3].data, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels.shape == (48, 64, 3)
+    assert pixels.mean() == pytest.approx(24, abs=4)
+
+
+def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher):
+    video = write_video(tmp_path / "a.mp4", steady(5, 10.0))
+    started_s = time.monotonic()
+    with replaying(video, loop=True, publish_clock=True, rate=4.0, max_duration_s=0.5) as process:
+        output = watcher.watch(process)
+    assert process.returncode == 0, output
+    assert len(watcher.images) >= 15  # 2 s of the recording in half a second
+    steps = np.diff(watcher.seconds)
+    assert steps.min() > 0.05
+    assert steps.max() < 0.25
+    assert watcher.clock == sorted(watcher.clock)
+    assert watcher.clock[-1] - watcher.clock[0] > 1.3e9
+    assert time.monotonic() - started_s < 20.0
+
+
+def test_it_starts_without_a_subscriber_in_the_end_and_says_so(tmp_path):
+    video = write_video(tmp_path / "a.mp4", steady(3, 20.0))
+    with replaying(video, wait_s=0.2, topic="nobody/listens") as process:
+        output, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 0
+    assert "starting all the same" in output
+    assert "done: 3 frames" in output
+
+
+def test_an_interrupt_ends_it_cleanly(tmp_path, watcher):
+    with replaying(write_video(tmp_path / "a.mp4", steady(300, 10.0))) as process:
+        watcher.watch(process, images=2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"source": "/none.mp4"}, "there is no video /none.mp4"),
+        ({"source": "/dev/video_none"}, "there is no camera"),
+        ({"source": ""}, "set the parameter `source`"),
+        ({"source": "/dev/video0", "rate": 2.0}, "a camera device is live"),
+        ({"jpeg_quality": 300}, "jpeg_quality"),
+        ({"format": "png"}, "raw or jpeg"),
+        ({"reliability": "maybe"}, "reliable or best_effort"),
+    ],
+)
+def test_bad_input_ends_with_two_and_one_clear_line(parameters, message):
+    with replaying(**{"source": "/none.mp4", **parameters}) as process:
+        output, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 2
+    assert message in output
+    assert "Traceback" not in output
