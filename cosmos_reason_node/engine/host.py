@@ -13,26 +13,17 @@ doubles up to ``max_backoff_s``. A model that cannot be loaded is reported once 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import logging
-import os
-import queue
-import select
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ..errors import CosmosReasonError, ErrorCode
 from .base import Event, Failed, Request, Token
+from .process import EngineProcess
 from .spec import EngineSpec, EngineState, EngineStatus
-from .wire import RECEIVE_BYTES, Cancel, Decoder, Message, Ready, Reply, Stop, Submit, Unusable, send
+from .wire import Cancel, Message, Ready, Reply, Stop, Submit, Unusable
 
 __all__ = ["EngineHost", "EngineSpec", "EngineState", "EngineStatus", "EventCallback", "StateCallback"]
 
@@ -44,7 +35,6 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _FIRST_BACKOFF_S = 0.5
 _HEALTHY_S = 60.0  # after this long in READY the back-off starts over
-_REAP_S = 5.0
 _LOAD_ATTEMPTS = 3  # deaths while loading, in a row, before giving up
 
 
@@ -90,7 +80,7 @@ class EngineHost:
         self._status = EngineStatus(EngineState.STOPPED)
         self._pending: dict[str, set[int]] = {}  # request -> branches that have not ended
         self._quiet_since = 0.0  # when the process last gave a sign of life, or got work while idle
-        self._process: _Process | None = None
+        self._process: EngineProcess | None = None
         self._supervisor: threading.Thread | None = None
         self._stopping = threading.Event()
         self._stop_by = 0.0
@@ -241,7 +231,7 @@ class EngineHost:
     def _run_process(self, stopping: threading.Event, restarts: int) -> _End:
         """Run one process from start to end, whatever the end."""
         try:
-            process = _Process(self._spec)
+            process = EngineProcess(self._spec)
         except OSError as error:
             reason = f"the engine process cannot be started: {error}"
             return _End(ErrorCode.ENGINE_DIED, reason, may_restart=True)
@@ -324,7 +314,7 @@ class EngineHost:
         message = f"a step of the engine took longer than {self._step_timeout_s:g} s and was taken for a hang"
         return _End(ErrorCode.ENGINE_DIED, message, may_restart=True)
 
-    def _died(self, process: _Process, watch: _Watch) -> _End:
+    def _died(self, process: EngineProcess, watch: _Watch) -> _End:
         how = process.exit_reason()
         when = "" if watch.ready_at is not None else " while it loaded the model"
         return _End(ErrorCode.ENGINE_DIED, f"the engine process died{when}: {how}", may_restart=True)
@@ -375,97 +365,3 @@ class _Watch:
     started: float
     ready_at: float | None = None
     stop_sent: bool = False
-
-
-class _Process:
-    """One engine process with its socket and the thread that writes to it."""
-
-    def __init__(self, spec: EngineSpec) -> None:
-        self.outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._decoder = Decoder()
-        self._connection, theirs = socket.socketpair()
-        try:
-            self._popen = subprocess.Popen(
-                [
-                    sys.executable or "python3",
-                    "-m",
-                    "cosmos_reason_node.engine.worker",
-                    f"--spec={json.dumps(dataclasses.asdict(spec))}",
-                    f"--fd={theirs.fileno()}",
-                    f"--parent={os.getpid()}",
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=_environment(spec),
-            )
-        except OSError:
-            self._connection.close()
-            raise
-        finally:
-            theirs.close()
-        self._poll = select.poll()  # select() is limited to 1024 descriptors
-        self._poll.register(self._connection, select.POLLIN)
-        self._writer = threading.Thread(target=self._write, name="engine-host-writer", daemon=True)
-        self._writer.start()
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    def receive(self, timeout_s: float) -> list[Message] | None:
-        """Messages that arrived, after waiting at most ``timeout_s``; None at the end of the process."""
-        if not self._poll.poll(timeout_s * 1e3):
-            return []
-        try:
-            data = self._connection.recv(RECEIVE_BYTES)
-        except OSError:
-            data = b""
-        return self._decoder.feed(data) if data else None
-
-    def exit_reason(self) -> str:
-        """Why it ended, in words."""
-        try:
-            code = self._popen.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "it closed its connection"
-        if code >= 0:
-            return f"exit code {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = " (by someone, or by the system for want of memory)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-
-    def kill(self) -> None:
-        """End it for certain and release everything."""
-        self._popen.kill()
-        try:
-            self._popen.wait(_REAP_S)
-        except subprocess.TimeoutExpired:
-            _log.error("the killed engine process %d does not go away", self._popen.pid)
-        self.outbox.put(None)
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # wakes the writer
-        self._writer.join(_REAP_S)
-        self._connection.close()
-
-    def _write(self) -> None:
-        while (message := self.outbox.get()) is not None:
-            try:
-                send(self._connection, message)
-            except OSError:
-                return  # the reading side sees the end, too
-
-
-def _environment(spec: EngineSpec) -> dict[str, str]:
-    """This process's environment, with the package importable and everything remote switched off."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.environ.get("PYTHONPATH", "")
-    changes = {
-        "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
-        "PYTHONSAFEPATH": "1",  # a torch.py in the working directory is not torch
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if spec.threads > 0:
-        changes["OMP_NUM_THREADS"] = str(spec.threads)
-    return {**os.environ, **changes}

@@ -26,22 +26,14 @@ import traceback
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
-
-from .. import decision, prompt
 from ..errors import CosmosReasonError, ErrorCode
-from ..models.checkpoint import check_files
-from ..models.mrope import MROPE_TIMES
-from ..models.spec import read_model_spec
-from ..types import Frame, Query, QueryKind, Window
 from .base import Done, Engine, Event, Failed, Request, Token
+from .loading import load_engine
 from .spec import EngineSpec
 from .wire import RECEIVE_BYTES, Cancel, Decoder, Message, Ready, Reply, Stop, Submit, Unusable, send
 
 _PR_SET_PDEATHSIG = 1
-_CAMERA_SIZE = (480, 640)  # assumed by the warm-up of a model without a fixed frame size
 
 
 @dataclass(eq=False)
@@ -192,70 +184,6 @@ def _with_queue_time(done: Done, waited: float) -> Done:
         done.latency, queue_s=waited, first_token_s=done.latency.first_token_s + waited
     )
     return dataclasses.replace(done, latency=latency)
-
-
-def load_engine(spec: EngineSpec) -> Engine:
-    """Load and test the engine that ``spec`` asks for.
-
-    Raises:
-        CosmosReasonError: with what to do.
-    """
-    if spec.kind != "torch":
-        raise CosmosReasonError(ErrorCode.INVALID_REQUEST, f"engine must be torch, not {spec.kind!r}")
-    # What can be wrong with the directory is said before the seconds that importing torch takes.
-    read_model_spec(spec.model_dir)
-    check_files(Path(spec.model_dir).expanduser())
-    if spec.mrope_time not in MROPE_TIMES:
-        raise CosmosReasonError(
-            ErrorCode.INVALID_REQUEST,
-            f"mrope_time must be of {', '.join(MROPE_TIMES)}, not {spec.mrope_time!r}",
-        )
-    import torch
-
-    from ..models import qwen2_5_vl
-    from .torch import TorchEngine
-
-    torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
-    engine = TorchEngine(
-        model,
-        mrope_time=spec.mrope_time,
-        min_confidence=spec.min_confidence,
-        default_think_tokens=spec.default_think_tokens,
-        max_prompt_tokens=spec.max_prompt_tokens,
-    )
-    frames = model.spec.window_frames if spec.warm_up else model.spec.patches.temporal_patch
-    height, width = model.spec.frame_size_for(*_CAMERA_SIZE)
-    _self_test(engine, _black_window(frames, height, width, model.spec.fps))
-    return engine
-
-
-def _self_test(engine: Engine, window: Window) -> None:
-    """Ask something: it must be answered, and the answer must parse. Also warms caches and kernels up."""
-    query = Query(QueryKind.COMPLETION, task="self-test", think_tokens=2)
-    for event in engine.answer(Request("self-test", (window,), (query,))):
-        if isinstance(event, Failed):
-            raise CosmosReasonError(
-                event.error_code, f"the model does not pass its self-test: {event.error_msg}"
-            )
-        if isinstance(event, Done):
-            text = prompt.target(event.answer.reasoning, event.answer.answer)
-            decision.parse_output(text, query)
-            return
-    raise CosmosReasonError(ErrorCode.ENGINE_FAILED, "the model does not answer its self-test")
-
-
-def _black_window(frames: int, height: int, width: int, fps: float) -> Window:
-    period = round(1e9 / fps)
-    image = np.zeros((height, width, 3), np.uint8)
-    return Window(
-        camera="self-test",
-        frames=tuple(Frame("self-test", (i + 1) * period, i, image) for i in range(frames)),
-        first_tick=0,
-        period_ns=period,
-        held=0,
-        asked=frames,
-    )
 
 
 def serve(spec: EngineSpec, connection: socket.socket) -> int:

@@ -9,9 +9,9 @@ from cosmos_reason_node.vision.resize import resize, target_size
 SPEC = PatchSpec()
 
 
-def reference(frames: np.ndarray) -> np.ndarray:
+def reference(frames: np.ndarray, max_pixels: int = 28 * 28 * 1280) -> np.ndarray:
     """Patches by transformers' own processor, which sees one image at a time and repeats it along time."""
-    processor = Qwen2VLImageProcessorPil()
+    processor = Qwen2VLImageProcessorPil(max_pixels=max_pixels)
     images = [
         processor(images=[frame], return_tensors="np", input_data_format="channels_last")["pixel_values"]
         for frame in frames
@@ -33,18 +33,21 @@ def test_same_numbers_as_transformers(size, capsys):
     assert difference <= 1e-5
 
 
-def test_resizing_is_close_to_transformers(capsys):
+@pytest.mark.parametrize("max_pixels", [28 * 28 * 1280, 448 * 448, 112 * 112])
+def test_resizing_is_close_to_transformers(capsys, max_pixels):
     # A smooth scene with edges, as cameras give; noise would measure the filters, not the images.
     y, x = np.mgrid[0:480, 0:640]
     scene = np.stack([x * 255 / 640, y * 255 / 480, 127 + 100 * np.sin(x / 40) * np.cos(y / 30)], -1)
     scene[100:220, 200:360] = (230, 40, 40)
     frame = scene.astype(np.uint8)
-    size = target_size(480, 640, max_pixels=28 * 28 * 1280)
+    size = target_size(480, 640, max_pixels)
     ours, _ = patchify(np.stack([resize(frame, size)] * 2), SPEC)
-    theirs = reference(np.stack([frame] * 2))
+    theirs = reference(np.stack([frame] * 2), max_pixels)
     levels = np.abs(ours - theirs) * np.repeat(np.array(SPEC.std) * 255, 2 * 14 * 14)
     with capsys.disabled():
-        print(f"\nresize to {size}: mean difference {levels.mean():.2f}, largest {levels.max():.0f} of 255")
+        print(
+            f"\nresize 480x640 to {size}: mean difference {levels.mean():.2f}, largest {levels.max():.0f} of 255"
+        )
     assert ours.shape == theirs.shape
     assert levels.mean() < 1.0
 
