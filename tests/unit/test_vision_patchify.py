@@ -45,9 +45,7 @@ def test_resizing_is_close_to_transformers(capsys, max_pixels):
     theirs = reference(np.stack([frame] * 2), max_pixels)
     levels = np.abs(ours - theirs) * np.repeat(np.array(SPEC.std) * 255, 2 * 14 * 14)
     with capsys.disabled():
-        print(
-            f"\nresize 480x640 to {size}: mean difference {levels.mean():.2f}, largest {levels.max():.0f} of 255"
-        )
+        print(f"\n480x640 to {size}: mean difference {levels.mean():.2f}, largest {levels.max():.0f} of 255")
     assert ours.shape == theirs.shape
     assert levels.mean() < 1.0
 
