@@ -46,8 +46,8 @@ START_TIMEOUT_S = 300.0
 OVERTIME_S = 60.0
 DRAIN_S = 20.0
 QUESTION_DEADLINE_S = 60.0
-# Without a decision for so long the monitors are taken to have finished, seconds.
-QUIET_S = 2.0
+# The monitors have finished when their newest decision is so close to the end, or none comes, seconds.
+CAUGHT_UP_S, SILENT_S = 1.0, 8.0
 
 
 class DemoFailed(Exception):
@@ -151,15 +151,24 @@ def _watch(
             f"{collector.images} images, {len(collector.records)} decisions"
         )
     replay.check(may_end=True)
+    if collector.images == 0:
+        raise DemoFailed(f"no image arrived from replay; its log ends:\n{replay.tail()}")
+    _drain(node, listener, collector)
+
+
+def _drain(node: Running, listener: Listener, collector: Collector) -> None:
+    """Let the monitors answer for the last window."""
     end_s = time.monotonic() + DRAIN_S
-    quiet_since_s, count = time.monotonic(), len(collector.records)
-    while time.monotonic() < min(end_s, quiet_since_s + QUIET_S):
+    silent_since_s, count = time.monotonic(), len(collector.records)
+    while time.monotonic() < end_s:
         node.check()
         listener.spin(0.1)
         if len(collector.records) != count:
-            quiet_since_s, count = time.monotonic(), len(collector.records)
-    if collector.images == 0:
-        raise DemoFailed(f"no image arrived from replay; its log ends:\n{replay.tail()}")
+            silent_since_s, count = time.monotonic(), len(collector.records)
+        newest_ns = max((record.stamp_ns for record in collector.records), default=0)
+        caught_up = collector.newest_stamp_ns - newest_ns < CAUGHT_UP_S * 1e9
+        if time.monotonic() - silent_since_s > (CAUGHT_UP_S if caught_up else SILENT_S):
+            return
 
 
 def _ask(node: Running, listener: Listener, collector: Collector, clip: Clip, console: Console) -> None:
@@ -209,7 +218,7 @@ def _conclude(session: Session, records: list[Record], directory: Path, page: Pa
     console.line()
     console.line(f"  {len(good)} decisions, {len(records) - len(good)} errors", "bold")
     for kind, (right, judged) in agreement(session, records).items():
-        console.fact(kind.replace("_", " "), f"{right} of {judged} answers as it really was")
+        console.fact(kind.replace("_", " "), f"{right} of {judged} answers agree with what really happened")
     console.fact("decisions", str(directory / DECISIONS_FILE))
     console.fact("report", f"{page}  (open it in a browser)")
     if good:
