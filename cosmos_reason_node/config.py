@@ -138,7 +138,10 @@ class Config:
     )
     max_answer_tokens: int = setting(48, "Most tokens of a free-form answer.", low=1, high=1024, live=True)
     min_confidence: float = setting(
-        0.55, "A verdict whose probability is lower becomes UNKNOWN.", low=0.0, high=1.0
+        0.55,
+        "A yes or no whose probability is lower becomes UNKNOWN; an option needs the same share above chance.",
+        low=0.0,
+        high=1.0,
     )
     temperature: float = setting(0.0, "Sampling temperature; 0 = greedy.", low=0.0, high=2.0, live=True)
     top_p: float = setting(0.95, "Nucleus mass when sampling.", low=0.01, high=1.0, live=True)

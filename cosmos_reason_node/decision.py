@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from . import prompt
 from .types import Query, Verdict
 
-# Below this probability of the better side, neither side has won.
+# Below this probability of the better of two sides, neither has won.
 DEFAULT_MIN_CONFIDENCE = 0.55
 
 _OUTPUT = re.compile(
@@ -60,9 +60,17 @@ def parse_output(text: str, query: Query) -> Parsed:
     return Parsed(reasoning, answer, Verdict.CHOICE, -1)
 
 
-def settle(verdict: Verdict, confidence: float, min_confidence: float = DEFAULT_MIN_CONFIDENCE) -> Verdict:
-    """UNKNOWN where neither side wins: the winner's probability is under ``min_confidence``."""
-    return verdict if confidence >= min_confidence else Verdict.UNKNOWN
+def settle(
+    verdict: Verdict, confidence: float, min_confidence: float = DEFAULT_MIN_CONFIDENCE, choices: int = 2
+) -> Verdict:
+    """UNKNOWN where no side wins: the winner's probability is too near chance.
+
+    ``min_confidence`` is meant for two sides. With more choices the winner needs the same share of the way from
+    chance to certainty: 0.55 of two is 0.325 of four.
+    """
+    chance = 1.0 / choices
+    needed = chance + (min_confidence - 0.5) / 0.5 * (1.0 - chance)
+    return verdict if confidence >= needed else Verdict.UNKNOWN
 
 
 def _yes_no(answer: str) -> Verdict:

@@ -242,7 +242,8 @@ class Branch:
         if not is_option and prompt.is_yes_no(self._query):
             verdict = Verdict.YES if self._option == 0 else Verdict.NO
         if self._option >= 0:
-            verdict = decision.settle(verdict, self._confidence, min_confidence)
+            choices = len(self._query.options) or 2
+            verdict = decision.settle(verdict, self._confidence, min_confidence, choices)
         wins = is_option and verdict is not Verdict.UNKNOWN
         return Answer(
             verdict=verdict,

@@ -79,4 +79,10 @@ def test_format_violations(text):
 def test_settle():
     assert settle(Verdict.YES, 0.55, 0.55) is Verdict.YES
     assert settle(Verdict.NO, 0.549, 0.55) is Verdict.UNKNOWN
-    assert settle(Verdict.CHOICE, 0.2, 0.55) is Verdict.UNKNOWN
+
+
+def test_settle_asks_the_same_share_above_chance_of_any_number_of_choices():
+    assert settle(Verdict.CHOICE, 0.33, 0.55, choices=4) is Verdict.CHOICE
+    assert settle(Verdict.CHOICE, 0.32, 0.55, choices=4) is Verdict.UNKNOWN
+    assert settle(Verdict.CHOICE, 0.04, 0.5, choices=26) is Verdict.CHOICE
+    assert settle(Verdict.CHOICE, 0.99, 1.0, choices=4) is Verdict.UNKNOWN
