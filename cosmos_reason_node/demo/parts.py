@@ -76,8 +76,11 @@ def _tiles(records: Sequence[Record]) -> Markup:
     tiles = [
         (str(len(good)), "decisions"),
         (f"{len(good) / span_s:.1f}/s" if span_s > 0 else "–", "while it ran"),
-        (f"{statistics.median(ages):.2f} s" if ages else "–", "median age of a monitor's answer"),
-        (f"{ages[min(len(ages) - 1, int(0.99 * len(ages)))]:.2f} s" if ages else "–", "99th percentile"),
+        (f"{statistics.median(ages):.2f} s" if ages else "–", "median age"),
+        (
+            f"{ages[min(len(ages) - 1, int(0.99 * len(ages)))]:.2f} s" if ages else "–",
+            "99th percentile of the age",
+        ),
         (str(len(records) - len(good)), "errors"),
     ]
     return element(
