@@ -139,7 +139,7 @@ class Config:
     max_answer_tokens: int = setting(48, "Most tokens of a free-form answer.", low=1, high=1024, live=True)
     min_confidence: float = setting(
         0.55,
-        "A yes or no whose probability is lower becomes UNKNOWN; an option needs the same share above chance.",
+        "A yes or no of lower probability becomes UNKNOWN; options need the same share above chance.",
         low=0.0,
         high=1.0,
     )

@@ -65,8 +65,8 @@ def settle(
 ) -> Verdict:
     """UNKNOWN where no side wins: the winner's probability is too near chance.
 
-    ``min_confidence`` is meant for two sides. With more choices the winner needs the same share of the way from
-    chance to certainty: 0.55 of two is 0.325 of four.
+    ``min_confidence`` is meant for two sides. With more choices the winner needs the same share of the way
+    from chance to certainty: 0.55 of two is 0.325 of four.
     """
     chance = 1.0 / choices
     needed = chance + (min_confidence - 0.5) / 0.5 * (1.0 - chance)
