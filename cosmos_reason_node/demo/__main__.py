@@ -145,6 +145,9 @@ def _watch(
         if time.monotonic() - start_s > clip.duration_s + OVERTIME_S:
             raise DemoFailed(f"replay did not end in time; its log ends:\n{replay.tail()}")
         listener.spin(0.1)
+        if not collector.images:
+            console.progress("starting the camera")
+            continue
         played_s = (collector.newest_stamp_ns - collector.first_stamp_ns) / 1e9
         console.progress(
             f"{console.meter(played_s / clip.duration_s, 24)} {played_s:.1f} of {clip.duration_s:.1f} s, "
@@ -201,7 +204,7 @@ def _show_asked(collector: Collector, console: Console, decision: dict[str, Any]
     _keep(collector, decision)
     record = Record.from_json(decision)
     if record.reasoning and not streamed:
-        console.line(f"    {record.reasoning}", "dim")
+        console.paragraph(record.reasoning, "dim")
     answer = f"{record.headline}, confidence {record.confidence:.2f}, {record.output_tokens} tokens"
     console.line(f"    -> {answer}" if not record.failed else f"    {record.error}: {record.error_msg}")
 

@@ -7,6 +7,7 @@ Text from models and files is stripped of control characters: a terminal obeys t
 from __future__ import annotations
 
 import shutil
+import textwrap
 import time
 from typing import TextIO
 
@@ -62,7 +63,7 @@ class Console:
         now_s = time.monotonic()
         if self._live:
             self._clear()
-            shown = printable(text)[: shutil.get_terminal_size().columns - 3]
+            shown = printable(text)[: self._columns() - 3]
             print(f"  {self._styled(shown, 'blue')}", end="", file=self._stream, flush=True)
             self._progress_shown = True
         elif now_s - self._progress_at_s >= _QUIET_PERIOD_S:
@@ -89,12 +90,16 @@ class Console:
         head = f"  {seconds:6.2f} s  {_KINDS.get(record.kind, record.kind):<9}  "
         why = printable(record.error_msg if record.failed else record.reasoning)
         tail = f"  {self.meter(record.confidence)} {record.confidence:4.2f}  {record.age_s:4.2f} s  "
-        columns = shutil.get_terminal_size().columns if self._live else _PLAIN_COLUMNS
-        room = columns - len(head) - 30 - len(tail) - 1
+        room = self._columns() - len(head) - 30 - len(tail) - 1
         if len(why) > room:
             why = why[: max(0, room - 1)] + ("…" if self._unicode else "~")
         row = head + self._styled(f"{answer:<30}", style, "bold" if changed else "") + tail
         self.line(row + self._styled(why, "dim"))
+
+    def paragraph(self, text: str, style: str = "") -> None:
+        """Text as long as it is, indented and broken into lines."""
+        for line in textwrap.wrap(printable(text), max(20, self._columns() - 6)):
+            self.line(f"    {line}", style)
 
     def stream(self, text: str, thinking: bool) -> None:
         """Text as the model writes it, on lines of its own."""
@@ -110,6 +115,9 @@ class Console:
         if self._streaming:
             print(file=self._stream, flush=True)
             self._streaming = False
+
+    def _columns(self) -> int:
+        return shutil.get_terminal_size().columns if self._live else _PLAIN_COLUMNS
 
     def _clear(self) -> None:
         if self._progress_shown:

@@ -101,6 +101,7 @@ def test_a_model_cannot_drive_the_terminal():
     console.decision(
         record(0, reasoning="\x1b]0;owned\x07\x1b[2J", kind="question", verdict="CHOICE", answer="\x1bc"), 0.0
     )
+    console.paragraph("\x1b[5mlong " * 100)
     console.stream("\x1b[31mred\x9b", thinking=False)
     written = terminal.getvalue()
     for known in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[36m"):
