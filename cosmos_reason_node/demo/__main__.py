@@ -295,7 +295,10 @@ def _machine() -> str:
     processor = platform.processor() or platform.machine()
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    release = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    try:
+        release = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        release = platform.system()
     cores = len(os.sched_getaffinity(0))
     ros = os.environ.get("ROS_DISTRO", "")
     return f"{names[0] if names else processor}, {cores} cores, {release}" + (f", ROS 2 {ros}" if ros else "")
