@@ -25,7 +25,6 @@ def start(context):
     use_sim_time = flag(context, "use_sim_time") if argument(context, "use_sim_time") else None
     process = reason(
         settings_from_text({setting.name: argument(context, setting.name) for setting in SETTINGS}),
-        name=argument(context, "name"),
         namespace=argument(context, "namespace"),
         parameter_files=[parameter_file(params_file)] if params_file else [],
         use_sim_time=use_sim_time,
@@ -48,7 +47,6 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the node."),
-            DeclareLaunchArgument("name", default_value="cosmos_reason", description="Name of the node."),
             DeclareLaunchArgument(
                 "params_file",
                 default_value="",

@@ -31,7 +31,7 @@ def start(context):
         max_side=int(text("max_side")),
         reliability=text("reliability"),
         publish_clock=flag(context, "publish_clock"),
-        name=text("name"),
+        name=text("node_name"),
         namespace=text("namespace"),
         log_level=text("log_level"),
     )
@@ -64,7 +64,7 @@ def generate_launch_description():
                 "reliability", "reliable", "Of the images' publisher.", choices=("reliable", "best_effort")
             ),
             declare("publish_clock", "false", "Publish /clock from the recording's time.", BOOLEAN),
-            declare("name", "replay", "Name of the node."),
+            declare("node_name", "replay", "Name of the node; several replays need different ones."),
             declare("namespace", "", "ROS namespace of the node."),
             declare("log_level", "info", "Level of the log.", LOG_LEVELS),
             OpaqueFunction(function=start),

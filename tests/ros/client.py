@@ -24,8 +24,13 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
+from cosmos_reason_node import deployment
+from cosmos_reason_node.ros.transport import tune_process
 from cosmos_reason_node.types import QueryKind
 from tests.ros.node_process import until
+
+# As camera drivers should: the middleware's default transport drops large best-effort images.
+tune_process(deployment.transport_environment())
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READY = Status.ENGINE_READY
@@ -163,7 +168,7 @@ class CameraSource:
     Attributes:
         spoil: applied to every message before it is published; may be changed while it runs.
         paused: publish nothing for now.
-        sent: images published.
+        stamps_ns: stamps of the images published, before they are spoiled.
     """
 
     def __init__(
@@ -183,7 +188,7 @@ class CameraSource:
         self._now_ns = now_ns
         self.spoil: Any = None
         self.paused = False
-        self.sent = 0
+        self.stamps_ns: list[int] = []
         self._period_s = 1.0 / rate
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         # An array: bytes would be copied value by value at every assignment.
@@ -206,7 +211,7 @@ class CameraSource:
 
     def message(self) -> Image | CompressedImage:
         """The next image, stamped now."""
-        now_ns = self._now_ns()
+        self._stamp_ns = now_ns = self._now_ns()
         self._image.header.stamp = Time(sec=now_ns // 10**9, nanosec=now_ns % 10**9)
         if self.spoil is None:
             return self._image
@@ -221,4 +226,4 @@ class CameraSource:
             due += self._period_s
             if not self.paused:
                 self.publisher.publish(self.message())
-                self.sent += 1
+                self.stamps_ns.append(self._stamp_ns)

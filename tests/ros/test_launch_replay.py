@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""replay.launch.py: a file becomes a camera topic and the process ends with the file."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import launch_pytest
+import pytest
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription, RegisterEventHandler
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_pytest.actions import ReadyToTest
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage
+
+from cosmos_reason_node import deployment
+from tests.ros.client import Client
+from tests.ros.node_process import ROOT, until
+
+pytestmark = pytest.mark.ros
+REPLAY = PythonLaunchDescriptionSource(str(ROOT / "launch" / "replay.launch.py"))
+EPISODE = ROOT / "tests" / "assets" / "drawer_open.mp4"
+FPS = 20
+exits: list[int] = []
+images: list[CompressedImage] = []
+
+
+@launch_pytest.fixture(scope="module")
+def description():
+    arguments = {
+        "source": str(EPISODE),
+        "topic": "wrist",
+        "format": "jpeg",
+        "rate": "2.0",
+        "max_duration_s": "2",
+        "frame_id": "wrist_optical",
+    }
+    exits.clear()
+    images.clear()
+    return LaunchDescription(
+        [
+            RegisterEventHandler(
+                OnProcessExit(on_exit=lambda event, context: exits.append(event.returncode))
+            ),
+            IncludeLaunchDescription(REPLAY, launch_arguments=arguments.items()),
+            ReadyToTest(),
+        ]
+    )
+
+
+@pytest.fixture
+def client():
+    client = Client()
+    yield client
+    client.close()
+
+
+@pytest.mark.launch(fixture=description)
+def test_the_file_is_published_at_its_rate_and_the_process_ends(client):
+    client.node.create_subscription(CompressedImage, "wrist/compressed", images.append, QoSProfile(depth=100))
+    until(lambda: exits, "the end of the replay", timeout_s=30.0)
+    assert exits == [0]
+    assert len(images) == pytest.approx(2 * 2.0 * FPS, abs=1)  # 2 s at twice the speed
+    assert {image.header.frame_id for image in images} == {"wrist_optical"}
+    assert all(bytes(image.data[:2]) == b"\xff\xd8" for image in images)
+    stamps = [image.header.stamp.sec + image.header.stamp.nanosec * 1e-9 for image in images]
+    steps = [later - earlier for earlier, later in itertools.pairwise(stamps)]
+    assert sum(steps) / len(steps) == pytest.approx(1 / (2.0 * FPS), rel=0.05)
+
+
+@pytest.mark.launch(fixture=description)
+def test_every_setting_is_a_documented_argument(launch_context):
+    arguments = REPLAY.get_launch_description(launch_context).get_launch_arguments()
+    parameters = set(inspect.signature(deployment.replay).parameters) - {"remappings", "name"}
+    assert {argument.name for argument in arguments} == parameters | {"node_name"}
+    assert all(argument.description not in ("", "no description given") for argument in arguments)
