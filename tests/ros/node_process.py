@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class NodeProcess:
 
     Args:
         log: file for its output.
-        remappings: (from, to) pairs.
+        parameter_files: ROS parameter files; ``settings`` win over them.
         use_sim_time: take time from /clock.
         settings: parameters; the model defaults to ``tiny_model()``.
     """
@@ -48,12 +48,12 @@ class NodeProcess:
     def __init__(
         self,
         log: Path,
-        remappings: tuple[tuple[str, str], ...] = (),
+        parameter_files: Sequence[Path] = (),
         use_sim_time: bool = False,
         **settings: Any,
     ) -> None:
         settings = {"model": str(tiny_model()), "threads": 1, **settings}
-        process = deployment.reason(settings, remappings=remappings, use_sim_time=use_sim_time)
+        process = deployment.reason(settings, parameter_files=parameter_files, use_sim_time=use_sim_time)
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
