@@ -63,7 +63,7 @@ def choose(
     if video and camera:
         raise ValueError("give VIDEO or CAMERA, not both")
     if seconds < 0:
-        raise ValueError(f"SECONDS must not be negative, not {seconds:g}")
+        raise ValueError(f"SECONDS_LIMIT must not be negative, not {seconds:g}")
     if camera:
         CameraDevice(camera).close()  # it says what is wrong better than a log does
         return Clip(

@@ -63,7 +63,7 @@ def test_a_json_beside_a_video_describes_it(tmp_path):
 def test_contradictions_and_missing_sources_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         choose(video="a.mp4", camera="/dev/video0")
-    with pytest.raises(ValueError, match="SECONDS"):
+    with pytest.raises(ValueError, match="SECONDS_LIMIT"):
         choose(seconds=-1.0)
     with pytest.raises(VideoError, match="there is no video"):
         choose(video=str(tmp_path / "none.mp4"))
