@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Episodes: planned and run by seed, sampled on the time grid, kept as one file each.
 
-Time base: a control step (12.5 ms simulated) is played as 1/20 s, four times slower than simulated time, so the camera
-runs at 20 Hz and 4 frames per second are every fifth step. Every episode has the same length, so that length does not
-tell the outcome.
+Time base: a control step (12.5 ms simulated) is played as 1/20 s, four times slower than simulated time, so
+the camera runs at 20 Hz and 4 frames per second are every fifth step. Every episode has the same length, so
+that length does not tell the outcome.
 
 Axes: F sampled frames, S skills of the scene.
 """
@@ -78,9 +78,11 @@ def run_episode(
 
     Args:
         seed: determines everything that the arguments below leave open.
-        scene_name, plan_name, skill_index: choose instead of drawing.
+        scene_name: chooses the scene instead of drawing it.
+        plan_name: chooses the plan.
+        skill_index: chooses the skill of the scene.
         steps: control steps.
-        on_step: called before each control step with its index and the simulator (the demo clip renders there).
+        on_step: called before each control step with its index and the simulator (the demo clip is made so).
         sample: whether to render and keep frames on the 4 fps grid.
     """
     rng = np.random.default_rng(seed)

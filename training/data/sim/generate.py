@@ -28,7 +28,8 @@ def generate(root: Path, train: int, held_out: int, processes: int) -> int:
 
     Args:
         root: data directory.
-        train, held_out: how many of each split there shall be.
+        train: how many training episodes there shall be.
+        held_out: how many held-out ones.
         processes: worker processes.
 
     Returns:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an episode looks like: camera, light and colours, drawn per split.
 
-The held-out split never shares a camera angle or a colour with training: azimuths and hues are drawn from disjoint
-ranges. Held-out azimuths lie both between the training ranges and beyond them.
+The held-out split never shares a camera angle or a colour with training: azimuths and hues are drawn from
+disjoint ranges. Held-out azimuths lie both between the training ranges and beyond them.
 """
 
 from __future__ import annotations

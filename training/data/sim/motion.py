@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the robot moves: a controller per skill, and plans that succeed, fail, give up or undo.
 
-A plan is a list of segments. Injected faults make the outcome independent of the arm having moved; labels come from the
-simulator's state, never from the plan.
+A plan is a list of segments. Injected faults make the outcome independent of the arm having moved; labels
+come from the simulator's state, never from the plan.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions and answers about an episode, from the simulator's state at the window's last frame.
 
-Nothing is asked where the state is arguable (see phase.py). Every window is asked about all tasks of its scene, so a task and its
-opposite are hard negatives of each other; a share is asked about a task of another scene too.
+Nothing is asked where the state is arguable (see phase.py). Every window is asked about all tasks of its
+scene, so a task and its opposite are hard negatives of each other; a share is asked about a task of another
+scene too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def next_action(scene: Scene, skill: Skill, now: Phase) -> str:
 
 
 def draw_span(frames: int, last: int, rng: np.random.Generator, length: int = 0) -> Span | None:
-    """A window that ends at frame ``last`` (odd); of a drawn length unless one is given, None if it does not fit."""
+    """A window that ends at (odd) frame ``last``, of a drawn length unless given; None if it does not fit."""
     fits = [n for n in ((length,) if length else WINDOW_FRAMES) if last + 1 - n >= 0 and last < frames]
     if not fits or last % 2 == 0:
         return None

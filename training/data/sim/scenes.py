@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated scenes: one articulated object each, and the tasks it affords.
 
-Models are metaworld's (MIT licence), used as assets: the object is placed and its joint set by this repository,
-so that opposite tasks run in one scene from any state of its joint. The tasks were chosen because their
-outcome can be SEEN without goal markers; contact points follow metaworld's scripted policies.
+Models are metaworld's (MIT licence), used as assets: the object is placed and its joint set by this
+repository, so that opposite tasks run in one scene from any state of its joint. The tasks were chosen because
+their outcome can be SEEN without goal markers; contact points follow metaworld's scripted policies.
 
 Legend: positions are (x, y, z) in metres, world frame; the robot stands at y < 0.3 and looks along +y.
 ``openness`` is the joint's position scaled to 0 (closed, up) .. 1 (open, down).

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A metaworld scene under MuJoCo: placed, stepped, looked at.
 
-A fresh simulator per episode makes episodes reproducible by seed. One control step is 12.5 ms of simulated time.
+A fresh simulator per episode makes episodes reproducible by seed. A control step is 12.5 ms simulated.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the nano checkpoint from nothing, stage by stage; every stage goes on where it was interrupted.
+
+python -m training.nano generate     simulated episodes                  -> build/nano/episodes
+python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
+python -m training.nano evaluate     held-out table                      -> build/nano/evaluation.json
+python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
+python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+WORK = Path("build/nano")
+CLIP = Path("tests/assets/drawer_open.mp4")
+CLIP_SEED = 1_900_004
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from training.data.sim.generate import generate
+
+    made = generate(WORK / "episodes", options.train, options.held_out, options.processes)
+    print(f"{made} episodes made, in {WORK / 'episodes'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .train import ANSWERS, VISION, TrainJob, train
+
+    job = TrainJob(
+        episodes=WORK / "episodes",
+        work=WORK / "work",
+        output=options.out,
+        vision=dataclasses.replace(VISION, steps=options.vision_steps or VISION.steps),
+        answers=dataclasses.replace(ANSWERS, steps=options.answer_steps or ANSWERS.steps),
+        processes=options.processes,
+    )
+    train(job)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluate import evaluate, markdown, write
+
+    held_out = WORK / "episodes" / "held_out"
+    result = evaluate(options.model, held_out, options.windows, options.frames, options.think_tokens)
+    write(result, options.out)
+    print(markdown(result))
+    print(f"written to {options.out}")
+
+
+def _clip(options: argparse.Namespace) -> None:
+    from training.data.sim.clip import ClipChoice, make_clip
+    from training.data.sim.questions import choices
+    from training.data.sim.scenes import BY_NAME
+
+    drawer = BY_NAME["drawer"]
+    opening, closing = drawer.skills
+    make_clip(ClipChoice(options.seed), options.out, (*choices(drawer, opening), closing.act), opening.act)
+    print(f"wrote {options.out} and {options.out.with_suffix('.json')}")
+
+
+def _init(options: argparse.Namespace) -> None:
+    from .architecture import create, describe, save_weights
+
+    describe(options.out)
+    save_weights(create(options.out), options.out)
+    print(f"wrote {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.nano",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
+    cores = os.cpu_count() or 1
+
+    generate = stages.add_parser("generate", help="simulate episodes")
+    generate.add_argument("--train", type=int, default=2400, help="episodes of the training split")
+    generate.add_argument("--held-out", type=int, default=400, help="episodes of the held-out split")
+    generate.add_argument("--processes", type=int, default=cores, help="worker processes")
+    generate.set_defaults(run=_generate)
+
+    train = stages.add_parser("train", help="train tokenizer and model")
+    train.add_argument("--out", type=Path, default=WORK / "model", help="directory of the finished model")
+    train.add_argument("--vision-steps", type=int, default=0, help="steps of the first stage (0: default)")
+    train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
+    train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
+    train.set_defaults(run=_train)
+
+    evaluate = stages.add_parser("evaluate", help="score a model on held-out episodes")
+    evaluate.add_argument("--model", type=Path, default=Path("models/nano"), help="checkpoint directory")
+    evaluate.add_argument("--out", type=Path, default=WORK / "evaluation.json", help="where the numbers go")
+    evaluate.add_argument("--windows", type=int, default=300, help="windows to ask about")
+    evaluate.add_argument("--frames", type=int, default=32, help="frames of a window")
+    evaluate.add_argument("--think-tokens", type=int, default=0, help="thinking budget; 0 answers at once")
+    evaluate.set_defaults(run=_evaluate)
+
+    clip = stages.add_parser("clip", help="render the demo clip")
+    clip.add_argument("--seed", type=int, default=CLIP_SEED, help="a held-out seed (1000000 or more)")
+    clip.add_argument("--out", type=Path, default=CLIP, help="the mp4; a .json is written beside it")
+    clip.set_defaults(run=_clip)
+
+    init = stages.add_parser("init", help="write an untrained model")
+    init.add_argument("--out", type=Path, default=Path("build/nano-untrained"), help="its directory")
+    init.set_defaults(run=_init)
+    return parser
+
+
+def main() -> None:
+    """Run one stage."""
+    options = _parser().parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

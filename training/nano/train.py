@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains nano on all cores: one single-threaded process each, gradients averaged once a step."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from training.sft.trainer import TrainSettings, make_probe, train_answers, train_vision
+from training.sft.windows import EpisodeStore
+
+from .architecture import create, describe, save_weights
+
+VISION = TrainSettings(steps=500, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
+ANSWERS = TrainSettings(steps=1200, batch=8, peak_rate=1.5e-3, warm_up=40, save_s=120.0)
+_STEP_LIMIT = timedelta(minutes=10)  # no process waits longer than this for another
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What to train, where.
+
+    Attributes:
+        episodes: directory with train/ and held_out/.
+        work: directory of checkpoints.
+        output: directory of the finished model.
+        vision, answers: settings of the two stages.
+        processes: one per core.
+    """
+
+    episodes: Path
+    work: Path
+    output: Path
+    vision: TrainSettings = VISION
+    answers: TrainSettings = ANSWERS
+    processes: int = 2
+
+
+def train(job: TrainJob) -> None:
+    """Run both stages, resuming what is there, and write the model to ``job.output``."""
+    describe(job.output)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_worker, args=(job, port), nprocs=job.processes)
+
+
+def _worker(rank: int, job: TrainJob, port: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if job.processes > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{port}",
+            rank=rank,
+            world_size=job.processes,
+            timeout=_STEP_LIMIT,
+        )
+    model = create(job.output)
+    probe = make_probe(model)
+    store = EpisodeStore(job.episodes / "train")
+    if rank == 0:
+        print(f"{len(store.episodes)} training episodes", flush=True)
+    train_vision(model, probe, store, job.vision, job.work / "vision")
+    store.refresh()
+    train_answers(model, probe, store, job.answers, job.work / "answers")
+    if rank == 0:
+        save_weights(model, job.output)
+        print(f"wrote {job.output}", flush=True)
+    if job.processes > 1:
+        dist.destroy_process_group()

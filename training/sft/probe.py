@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training-time head that reads the simulator's state off the visual tokens of each temporal patch.
+
+It gives the vision tower a dense signal (a handful of answers a window is a thin one) and is thrown away: the
+checkpoint and the engine never see it. Temporal patches are independent in the vision tower, so the tower can
+be warmed up on single ones.
+
+Axes: P temporal patches, K visual tokens of one, D hidden size, S skills.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data.sim.episode import Episode
+from training.data.sim.phase import Phase, phase
+from training.data.sim.scenes import BY_NAME, SCENES
+
+_SKILLS = max(len(scene.skills) for scene in SCENES)
+_PER_SCENE = 1 + _SKILLS * 4  # openness; per skill: in place, gap (x, y, z)
+_GAP_SCALE_M = 0.15
+
+
+@dataclass(frozen=True)
+class States:
+    """What is to be read.
+
+    Attributes:
+        scene: (P,) index into SCENES.
+        openness: (P,) 0 to 1.
+        placed: (P, S) 1 in place, 0 not, -1 arguable or no such skill.
+        gap_m: (P, S, 3) hand from contact point, metres.
+    """
+
+    scene: Tensor
+    openness: Tensor
+    placed: Tensor
+    gap_m: Tensor
+
+
+def states_of(places: list[tuple[Episode, int]]) -> States:
+    """States at the given (episode, frame) places."""
+    scene = np.zeros(len(places), np.int64)
+    openness = np.zeros(len(places), np.float32)
+    placed = np.full((len(places), _SKILLS), -1.0, np.float32)
+    gap_m = np.zeros((len(places), _SKILLS, 3), np.float32)
+    names = [s.name for s in SCENES]
+    for row, (episode, frame) in enumerate(places):
+        scene[row] = names.index(episode.scene)
+        openness[row] = episode.openness[frame]
+        for column, skill in enumerate(BY_NAME[episode.scene].skills):
+            gap_m[row, column] = episode.gap_m[frame, column]
+            now = phase(
+                skill, 0.0 if skill.opens else 1.0, episode.gap_m[frame, column]
+            )  # as if not yet done
+            if now is not None:
+                placed[row, column] = float(now is Phase.ACT)
+    return States(*(torch.from_numpy(a) for a in (scene, openness, placed, gap_m)))
+
+
+class StateProbe(nn.Module):
+    """Linear read-out of ``States`` from one temporal patch's visual tokens.
+
+    Args:
+        tokens: K.
+        hidden: D.
+    """
+
+    def __init__(self, tokens: int, hidden: int) -> None:
+        super().__init__()
+        self.scene = nn.Linear(hidden, len(SCENES))
+        self.state = nn.Sequential(
+            nn.Linear(hidden, 64), nn.GELU(), nn.Flatten(1), nn.Linear(64 * tokens, len(SCENES) * _PER_SCENE)
+        )
+
+    def forward(self, features: Tensor, states: States) -> tuple[Tensor, dict[str, float]]:
+        """Loss and measures.
+
+        Args:
+            features: (P, K, D).
+            states: of the P patches.
+        """
+        features = features.float()
+        scene_logits = self.scene(features.mean(1))
+        read = self.state(features).view(len(features), len(SCENES), _PER_SCENE)
+        own = read[torch.arange(len(read)), states.scene]
+        openness, rest = own[:, 0], own[:, 1:].view(-1, _SKILLS, 4)
+        known = (states.placed >= 0).float()
+        placed_loss = F.binary_cross_entropy_with_logits(rest[..., 0], states.placed.clamp(min=0), known)
+        gap_loss = F.smooth_l1_loss(rest[..., 1:], states.gap_m / _GAP_SCALE_M)
+        open_loss = F.binary_cross_entropy_with_logits(openness, states.openness)
+        loss = (
+            F.cross_entropy(scene_logits, states.scene) + 2.0 * open_loss + 2.0 * placed_loss + 0.5 * gap_loss
+        )
+        with torch.no_grad():
+            right = ((rest[..., 0] > 0) == (states.placed > 0.5)).float()
+            error = (openness.sigmoid() - states.openness).abs().mean()
+            measures = {
+                "probe": loss.item(),
+                "openness_error": error.item(),
+                "placed": ((right * known).sum() / known.sum().clamp(min=1)).item(),
+                "gap_cm": ((rest[..., 1:] * _GAP_SCALE_M - states.gap_m).abs().mean() * 100).item(),
+            }
+        return loss, measures

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised training: first the vision tower on single temporal patches, then the whole model on questions.
+
+    train_vision     temporal patches -> tower -> probe loss
+    train_answers    windows -> tower -> packed questions -> language model -> loss on answers (+ probe loss)
+
+Both are resumable at any step: data are drawn from (seed, step, rank), not from a running generator. Under
+torch.distributed every process draws its own batch and gradients are averaged once a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from cosmos_reason_node.vision.patchify import patchify
+from training.data.sim.questions import questions
+
+from . import checkpoint
+from .packing import Packed, encode_branch, pack
+from .probe import StateProbe, states_of
+from .windows import Drawn, EpisodeStore, augment
+
+_Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. Counts are of optimizer steps and windows.
+
+    Attributes:
+        steps: length of the run.
+        batch: windows (temporal patches in ``train_vision``) a step and process.
+        peak_rate, final_rate: learning rate after the warm-up and at the end, cosine in between.
+        warm_up: steps of linear warm-up.
+        weight_decay: of matrices; vectors have none.
+        clip_norm: gradients are scaled to at most this norm.
+        lengths, length_shares: frames of windows and how often each is drawn.
+        branches: most questions asked of a window in a step.
+        think_share: share of targets with reasoning; the others answer at once.
+        no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
+        probe_weight: of the probe loss in ``train_answers``.
+        bf16: autocast to bfloat16; pays only on processors that multiply in it.
+        save_s: seconds between checkpoints.
+        seed: of data and order.
+    """
+
+    steps: int
+    batch: int = 16
+    peak_rate: float = 1.5e-3
+    final_rate: float = 1e-5
+    warm_up: int = 100
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    lengths: tuple[int, ...] = (8, 16, 24, 32)
+    length_shares: tuple[float, ...] = (0.45, 0.2, 0.1, 0.25)
+    branches: int = 3
+    think_share: float = 0.5
+    no_video_share: float = 0.05
+    probe_weight: float = 0.3
+    bf16: bool = False
+    save_s: float = 240.0
+    seed: int = 0
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then cosine to the final rate."""
+    if step < settings.warm_up:
+        return settings.peak_rate * (step + 1) / settings.warm_up
+    done = min(1.0, (step - settings.warm_up) / max(1, settings.steps - settings.warm_up))
+    span = settings.peak_rate - settings.final_rate
+    return settings.final_rate + span * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_probe(model: LoadedModel) -> StateProbe:
+    """A probe that fits the model at its own frame size."""
+    height, width = model.spec.frame_size or (112, 112)
+    tokens = model.spec.patches.visual_tokens(model.spec.patches.grid(2, height, width))
+    return StateProbe(tokens, model.network.lm_head.weight.shape[1])
+
+
+def train_vision(
+    model: LoadedModel, probe: StateProbe, store: EpisodeStore, settings: TrainSettings, directory: Path
+) -> None:
+    """Warm up the vision tower so that an object's state can be read off single temporal patches."""
+    modules: dict[str, nn.Module] = {"visual": model.network.model.visual, "probe": probe}
+
+    def loss_of(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        drawn = [store.draw(2, rng) for _ in range(settings.batch)]
+        features = _features(model, drawn, rng, settings)
+        return probe(features, states_of([(d.episode, d.span.last) for d in drawn]))
+
+    _run("vision", modules, settings, directory, loss_of)
+
+
+def train_answers(
+    model: LoadedModel, probe: StateProbe, store: EpisodeStore, settings: TrainSettings, directory: Path
+) -> None:
+    """Train the whole model on questions."""
+    modules: dict[str, nn.Module] = {"network": model.network, "probe": probe}
+
+    def loss_of(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        length = int(rng.choice(settings.lengths, p=settings.length_shares))
+        drawn = [store.draw(length, rng) for _ in range(settings.batch)]
+        if rng.random() < settings.no_video_share:
+            loss, right = _answer_loss(model, _pack(model, drawn, rng, settings, video=False), None, settings)
+            return loss, {"no_video": loss.item()}
+        features = _features(model, drawn, rng, settings)
+        packed = _pack(model, drawn, rng, settings, video=True)
+        loss, right = _answer_loss(model, packed, features.flatten(0, 1), settings)
+        places = [(d.episode, d.span.first + 2 * i + 1) for d in drawn for i in range(length // 2)]
+        probe_loss, measures = probe(features, states_of(places))
+        measures = {"answers": loss.item(), "right": right, **measures}
+        return loss + settings.probe_weight * probe_loss, measures
+
+    _run("answers", modules, settings, directory, loss_of)
+
+
+def _autocast(settings: TrainSettings) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
+
+
+def _features(
+    model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator, settings: TrainSettings
+) -> Tensor:
+    """(P, K, D) visual tokens by temporal patch, over all windows."""
+    cut = [patchify(augment(window.frames(), rng), model.spec.patches) for window in drawn]
+    patches = torch.from_numpy(np.concatenate([rows for rows, _ in cut]))
+    grids = [grid for _, grid in cut]
+    with _autocast(settings):
+        features = model.visual_features(patches, grids)
+    return features.view(sum(t for t, _, _ in grids), -1, features.shape[-1])
+
+
+def _pack(
+    model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator, settings: TrainSettings, *, video: bool
+) -> Packed:
+    windows = []
+    for window in drawn:
+        samples = questions(window.episode, window.span, rng)
+        chosen = rng.permutation(len(samples))[: settings.branches]
+        windows.append(
+            [
+                encode_branch(model.tokenizer, samples[i], think=bool(rng.random() < settings.think_share))
+                for i in chosen
+            ]
+        )
+    frames = drawn[0].frames()
+    grid = model.spec.video_grid(*frames.shape[:3], model.spec.fps) if video else None
+    return pack(windows, model.tokenizer, model.spec, grid)
+
+
+def _answer_loss(
+    model: LoadedModel, packed: Packed, features: Tensor | None, settings: TrainSettings
+) -> tuple[Tensor, float]:
+    """Weighted cross-entropy of answer tokens, and the share of verdict tokens that are predicted right."""
+    with _autocast(settings):
+        embedded = model.embed(packed.tokens, features)
+        hidden = model.decode(embedded, packed.positions, attention_mask=packed.mask)
+        logits = model.logits(hidden[packed.rows, packed.columns])
+    each = F.cross_entropy(logits.float(), packed.labels, reduction="none")
+    verdicts = packed.weights > 1.0
+    right = (logits.argmax(-1) == packed.labels)[verdicts].float().mean().item()
+    return (each * packed.weights).sum() / packed.weights.sum(), right
+
+
+def _groups(modules: dict[str, nn.Module], decay: float) -> list[dict[str, object]]:
+    unique = {id(p): p for module in modules.values() for p in module.parameters()}.values()
+    return [
+        {"params": [p for p in unique if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in unique if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _run(
+    name: str, modules: dict[str, nn.Module], settings: TrainSettings, directory: Path, loss_of: _Loss
+) -> None:
+    optimizer = torch.optim.AdamW(
+        _groups(modules, settings.weight_decay), lr=settings.peak_rate, betas=(0.9, 0.95)
+    )
+    first = checkpoint.resume(directory, modules, optimizer)
+    for module in modules.values():
+        module.train()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    meter = _Meter(name, first, settings, world)
+    saved = time.monotonic()
+    for step in range(first, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        loss, measures = loss_of(np.random.default_rng([settings.seed, step, rank]))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {step} is not finite: lower peak_rate or try bf16=False"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _average_gradients(parameters, world)
+        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimizer.step()
+        if rank:
+            continue
+        meter.add(step, measures)
+        last = step + 1 == settings.steps
+        if last or time.monotonic() - saved > settings.save_s:
+            checkpoint.save(directory, step + 1, modules, optimizer)
+            saved = time.monotonic()
+    for module in modules.values():
+        module.eval()
+
+
+def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Make every process's gradients their mean. A step that leaves a parameter out counts as zero for it."""
+    if world == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    dist.all_reduce(flat)
+    flat /= world
+    start = 0
+    for parameter in parameters:
+        size = parameter.numel()
+        parameter.grad = flat[start : start + size].view_as(parameter)
+        start += size
+
+
+class _Meter:
+    """Prints means of the measures, throughput and remaining time."""
+
+    def __init__(self, name: str, first: int, settings: TrainSettings, world: int, every: int = 20) -> None:
+        self._name, self._first, self._settings, self._every = name, first, settings, every
+        self._world = world
+        self._started = time.monotonic()
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, step: int, measures: dict[str, float]) -> None:
+        for key, value in measures.items():
+            self._sums.setdefault(key, []).append(value)
+        if (step + 1) % self._every and step + 1 != self._settings.steps:
+            return
+        seconds = (time.monotonic() - self._started) / (step + 1 - self._first)
+        means = "  ".join(f"{key} {np.mean(values):.3f}" for key, values in self._sums.items())
+        rate = self._settings.batch * self._world / seconds
+        minutes = seconds * (self._settings.steps - step - 1) / 60
+        done = f"{self._name} {step + 1}/{self._settings.steps}"
+        print(f"{done}  {means}  {rate:.1f}/s  {minutes:.1f} min left", flush=True)
+        self._sums.clear()
