@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -23,7 +24,8 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,13 +71,14 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        distribution = sourced_distribution()
-        install_system_packages(options.test)
-        make_environment(distribution)
-        install_torch(options.gpu)
-        install_requirements(distribution, options.test)
-        with_launch = options.test and get_launch(distribution)
-        build_workspace(distribution, with_launch)
+        with _alone():
+            distribution = sourced_distribution()
+            install_system_packages(options.test)
+            make_environment(distribution)
+            install_torch(options.gpu)
+            install_requirements(distribution, options.test)
+            with_launch = options.test and get_launch(distribution)
+            build_workspace(distribution, with_launch)
     except SetupError as error:
         print(f"\nsetup failed: {error}", file=sys.stderr)
         return 1
@@ -175,17 +178,17 @@ def install_torch(gpu: str) -> None:
 
 def install_requirements(distribution: str, test: bool) -> None:
     """Everything else that is pinned in requirements/."""
-    names = ["runtime"] if distribution else ["base", "ros-jazzy", "runtime"]
-    names += ["test", "train"] if test else []
-    files = [REQUIREMENTS / f"{name}.txt" for name in names]
+    runtime = ["runtime"] if distribution else ["base", "ros-jazzy", "runtime"]
+    names = [*runtime, "test", "train"] if test else runtime
     constraints = REQUIREMENTS / "constraints.txt"
-    stamp = Stamp("requirements-test" if test else "requirements", [*files, constraints], distribution)
-    if stamp.holds():
+    stamps = [_requirements_stamp(runtime, constraints, distribution)]
+    stamps += [_requirements_stamp(names, constraints, distribution)] if test else []
+    if all(stamp.holds() for stamp in stamps):
         return
     if distribution:
         constraints = _keep_distribution_numpy(constraints)
     progress.say(f"installing {', '.join(names)} (requirements/*.txt)")
-    arguments = [argument for file in files for argument in ("-r", str(file))]
+    arguments = [argument for name in names for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
     _run(
         "requirements",
         [*_pip("install"), "-c", str(constraints), *arguments],
@@ -193,7 +196,8 @@ def install_requirements(distribution: str, test: bool) -> None:
     )
     if not distribution:
         _repair_cmake_paths()
-    stamp.set()
+    for stamp in stamps:
+        stamp.set()
 
 
 def get_launch(distribution: str) -> bool:
@@ -299,6 +303,29 @@ class Stamp:
         """Record that the step is done."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(self._digest)
+
+
+def _requirements_stamp(names: Sequence[str], constraints: Path, distribution: str) -> Stamp:
+    files = [REQUIREMENTS / f"{name}.txt" for name in names]
+    return Stamp(f"requirements-{'-'.join(names)}", [*files, constraints], distribution)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other set-ups of this checkout: two at a time would break each other's .venv."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "setup.lock").open("w") as lock:
+        for second in range(STEP_TIMEOUT_S):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if second == 0:
+                    progress.say("another set-up of this checkout is running; waiting for it")
+                time.sleep(1.0)
+        else:
+            raise SetupError("another set-up of this checkout does not end; stop it and run this again")
+        yield
 
 
 def _pip(verb: str) -> list[str]:
