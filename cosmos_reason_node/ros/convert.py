@@ -26,6 +26,9 @@ from ..errors import CosmosReasonError, ErrorCode
 from ..vision.resize import resize
 from .cdr import CompressedImage, RawImage
 
+# Frames are small: a pool of threads costs more CPU than it saves, and the other cores are the engine's.
+cv2.setNumThreads(1)
+
 # Given the camera's (height, width), the (height, width) wanted.
 SizeRule = Callable[[int, int], tuple[int, int]]
 

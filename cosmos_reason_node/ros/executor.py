@@ -15,6 +15,7 @@ executors cost. What was tried with it in rclpy 7.1 (tests/ros/test_executor.py 
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,10 @@ def spin(executor: Executor, stop: Future | None = None) -> None:
 
     Returns in each of these cases, so that the caller's clean-up runs; an exception of a callback propagates.
     """
+    # Whatever was imported and built so far stays; the garbage collector need not walk over it with every few
+    # hundred messages (a tenth of the cost of a camera frame).
+    gc.collect()
+    gc.freeze()
     stop = stop or Future()
     try:
         while executor.context.ok() and not stop.done():

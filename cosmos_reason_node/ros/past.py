@@ -14,7 +14,7 @@ _BULK_BYTES = 16384
 _SMALL_LIMIT_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A received message.
 

@@ -3,7 +3,7 @@
 
 Sizes follow the rule of Qwen2.5-VL's processor (both sides multiples of patch x merge, area within bounds,
 aspect ratio kept as closely as those allow). Shrinking averages over the source area, which is antialiased
-like the processor's filter and several times faster; tests state how far the two are apart.
+like the processor's filter and many times faster; tests state how far the two are apart.
 """
 
 from __future__ import annotations
@@ -82,5 +82,26 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if height <= image.shape[0] and width <= image.shape[1]:
+        return _shrink(image, height, width)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Average over the source area, by steps that OpenCV does fast.
+
+    INTER_AREA at a ratio that is not whole takes 3 ms for 640x480 and 11 ms for 1920x1080, most of what one
+    sampled frame costs. Halving, and bilinear steps of less than 1.5, take a quarter to a seventh of that and
+    are about as close to the processor's filter (tests state both distances).
+    """
+    while min(image.shape[0] / height, image.shape[1] / width) >= 3 and not (
+        image.shape[0] % 2 or image.shape[1] % 2
+    ):
+        image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    ratio = max(image.shape[0] / height, image.shape[1] / width)
+    whole = image.shape[0] % height == 0 and image.shape[1] % width == 0
+    if ratio < 1.5 and not whole:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    if ratio < 3 and not whole:
+        image = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

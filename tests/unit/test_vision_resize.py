@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from cosmos_reason_node.vision.resize import resize, target_size
@@ -60,3 +62,23 @@ def test_same_size_costs_nothing():
 def test_refuses_other_than_rgb_bytes():
     with pytest.raises(ValueError, match="uint8"):
         resize(np.zeros((56, 56)), (28, 28))
+
+
+@pytest.mark.parametrize("camera", [(480, 640), (600, 800), (720, 1280), (1080, 1920), (241, 321)])
+@pytest.mark.parametrize("max_pixels", [448 * 448, 112 * 112])
+def test_shrinking_is_about_as_close_to_the_processors_filter_as_exact_averages(camera, max_pixels):
+    height, width = camera
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x * 255 // width, y * 255 // height, (x + y) // 4 % 256], -1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        color = tuple(int(value) for value in rng.integers(0, 255, 3))
+        start, end = ((int(rng.integers(width)), int(rng.integers(height))) for _ in range(2))
+        cv2.circle(image, start, int(rng.integers(5, height // 6)), color, -1)
+        cv2.line(image, start, end, color, 2)
+    size = target_size(height, width, max_pixels)
+    theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+    exact = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    distance, distance_of_exact = (np.abs(small - theirs).mean() for small in (resize(image, size), exact))
+    assert distance < 3.0  # of 255
+    assert distance < distance_of_exact + 0.6
