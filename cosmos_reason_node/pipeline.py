@@ -199,6 +199,8 @@ class Pipeline:
     ) -> str:
         """Ask about the newest window. Never blocks and never raises: refusals come to ``on_reply`` too.
 
+        What is accepted is also published, whatever becomes of it; refusals are not.
+
         Args:
             query: what is asked; an empty task means the current one.
             source: SERVICE or ACTION.

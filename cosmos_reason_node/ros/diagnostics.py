@@ -40,6 +40,8 @@ class CameraWatch:
     def __init__(self) -> None:
         self._before = dict.fromkeys(_TROUBLES, 0)
         self._logged = 0.0
+        self._silent_since: float | None = None
+        self._said_silent = False
 
     def troubles(self, report: CameraReport) -> list[str]:
         """New troubles since the last call, with counts."""
@@ -52,6 +54,18 @@ class CameraWatch:
         if found and report.last_error and report.bad_images:
             found.append(f"last error: {report.last_error}")
         return found
+
+    def silence(self, silent: bool, patience_s: float) -> bool | None:
+        """True once when a camera has been silent for ``patience_s``, False once when it is back, else None."""
+        now = time.monotonic()
+        if silent:
+            self._silent_since = self._silent_since or now
+            if self._said_silent or now - self._silent_since < patience_s:
+                return None
+            self._said_silent = True
+            return True
+        was, self._said_silent, self._silent_since = self._said_silent, False, None
+        return False if was else None
 
     def may_log(self) -> bool:
         """At most once in LOG_PERIOD_S; the time is taken when it says yes."""
@@ -131,6 +145,12 @@ class Diagnostics:
         silent = session.pipeline.camera_error(name) if session is not None else None
         if silent is not None:
             level, message = DiagnosticStatus.ERROR, silent.message
+        patience_s = session.pipeline.config.max_stale_s if session is not None else 0.0
+        changed = watch.silence(silent is not None, patience_s)
+        if changed and silent is not None:
+            self._node.get_logger().warning(silent.message)
+        elif changed is False:
+            self._node.get_logger().info(f"camera {name}: images arrive ({report.width}x{report.height})")
         if report.problems:
             level, message = DiagnosticStatus.ERROR, "; ".join(report.problems)
         values = {

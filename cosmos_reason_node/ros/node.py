@@ -44,7 +44,7 @@ from .messages import camera_msg, engine_fields
 from .outlets import Outlets
 from .parameters import Parameters
 from .services import Services
-from .session import Session, Setup
+from .session import Session, Setup, check_topics
 from .transport import tune_process
 
 NAME = "cosmos_reason"
@@ -125,6 +125,7 @@ class ReasonNode(LifecycleNode):
     def _configure(self) -> None:
         self._setup = None
         setup = Setup.check(self.parameters.read())
+        check_topics(self, setup.config)
         self._host = EngineHost(
             setup.engine_spec(),
             self._engine_events.event,

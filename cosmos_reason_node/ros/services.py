@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,7 @@ class Services:
         return session
 
     def _named_errors(self, callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """``callback`` with its named errors put into the reply."""
+        """``callback`` with its errors put into the reply: none of them may end the node."""
 
         def answered(request: Any, response: Any) -> Any:
             try:
@@ -107,7 +108,11 @@ class Services:
             except CosmosReasonError as error:
                 response.error_code = int(error.code)
                 response.error_msg = error.message
-                return response
+            except Exception as error:
+                self._node.get_logger().error(traceback.format_exc())
+                response.error_code = int(ErrorCode.INVALID_REQUEST)
+                response.error_msg = f"the request could not be handled: {error}"
+            return response
 
         return answered
 

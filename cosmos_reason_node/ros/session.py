@@ -14,7 +14,10 @@ from pathlib import Path
 
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from ..config import Config
 from ..deployment import bundled_model
@@ -28,6 +31,7 @@ from ..pipeline import Pipeline
 from ..queries import check_task
 from ..types import Decision
 from .camera import Camera
+from .executor import caught
 from .messages import decision_msg
 from .outlets import Outlets
 from .recorder import DEFAULT_DIRECTORY, Recorder
@@ -190,7 +194,7 @@ class Session:
                 self.setup.frame_size,
                 reliability=config.qos_reliability,
                 depth=config.qos_depth,
-                on_frame=self.pipeline.frame_added,
+                on_frame=caught(self._node, self.pipeline.frame_added),
                 on_bad_image=self.pipeline.bad_image,
                 tap=self.recorder.record,
             )
@@ -207,6 +211,18 @@ class Session:
             f"the node's clock was set by {jump.delta.nanoseconds / 1e9:+.3f} s: windows start anew"
         )
         self.pipeline.clock_jumped()
+
+
+def check_topics(node: Node, config: Config) -> None:
+    """Refuse camera topics that ROS would refuse later; CosmosReasonError INVALID_REQUEST."""
+    for name, topic in config.camera_topics.items():
+        try:
+            full = expand_topic_name(topic, node.get_name(), node.get_namespace())
+            validate_full_topic_name(full)
+        except (InvalidTopicNameException, ValueError) as error:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, f"the topic of camera {name!r} is not a topic name: {error}"
+            ) from error
 
 
 def _record_dir(config: Config) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -57,7 +58,12 @@ class NodeProcess:
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                process.command(), env=process.environ(), stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+                process.command(),
+                env=process.environ(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,
             )
 
     @property
@@ -83,7 +89,7 @@ class NodeProcess:
         return self._process.wait(timeout_s)
 
     def stop(self, number: int = signal.SIGINT) -> int:
-        """End it as an operator does.
+        """End it as an operator does: SIGINT reaches its children too, as from a terminal.
 
         Returns:
             Exit code.
@@ -93,7 +99,10 @@ class NodeProcess:
         """
         if self._process.poll() is None:
             children = self.children()
-            self._process.send_signal(number)
+            if number == signal.SIGINT:
+                os.killpg(self.pid, number)
+            else:
+                self._process.send_signal(number)
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:

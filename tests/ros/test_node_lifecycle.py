@@ -59,6 +59,10 @@ def set_text(client: Client, name: str, text: str) -> tuple[bool, str]:
     return set_parameter(client, name, type=ParameterType.PARAMETER_STRING, string_value=text)
 
 
+def set_texts(client: Client, name: str, texts: list[str]) -> tuple[bool, str]:
+    return set_parameter(client, name, type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=texts)
+
+
 def set_number(client: Client, name: str, number: float) -> tuple[bool, str]:
     return set_parameter(client, name, type=ParameterType.PARAMETER_DOUBLE, double_value=number)
 
@@ -106,6 +110,16 @@ def test_configure_refuses_what_cannot_work_and_says_why(client, node):
     assert not change(client, Transition.TRANSITION_CONFIGURE)
     assert "dtype must be of" in node.output()
     assert set_text(client, "dtype", "auto")[0]
+
+    assert set_texts(client, "cameras", ["front=not a topic!"])[0]
+    assert not change(client, Transition.TRANSITION_CONFIGURE)
+    assert "not a topic!" in node.output()
+    assert set_texts(client, "cameras", ["camera=image_raw"])[0]
+
+    assert set_text(client, "record_dir", "/proc/bags")[0]
+    assert not change(client, Transition.TRANSITION_CONFIGURE)
+    assert "RECORDING_FAILED" in node.output()
+    assert set_text(client, "record_dir", "")[0]
 
     assert change(client, Transition.TRANSITION_CONFIGURE)
     assert state(client) == State.PRIMARY_STATE_INACTIVE
@@ -200,6 +214,13 @@ def test_absurd_settings_are_all_named_at_once(tmp_path):
         "'a b' is not name=topic",
     ):
         assert problem in node.output()
+
+
+def test_a_killed_node_leaves_no_engine_behind(tmp_path):
+    node = NodeProcess(tmp_path / "node.log")
+    children = until(node.children, "the engine process")
+    assert node.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert not any(psutil.pid_exists(child.pid) for child in children)
 
 
 def test_sigint_while_the_model_loads_ends_cleanly(tmp_path):
