@@ -56,7 +56,7 @@ class CameraWatch:
         return found
 
     def silence(self, silent: bool, patience_s: float) -> bool | None:
-        """True once when a camera has been silent for ``patience_s``, False once when it is back, else None."""
+        """True once when it has been silent for ``patience_s``, False once when it is back, else None."""
         now = time.monotonic()
         if silent:
             self._silent_since = self._silent_since or now

@@ -265,20 +265,27 @@ class ReasonNode(LifecycleNode):
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for an orderly end; a second one ends the process at once."""
+    """SIGINT and SIGTERM ask for an orderly end; one more, a second or more later, ends the process at once.
+
+    Wrappers (timeout, container runtimes) deliver one request several times within a moment.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._first: float | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def __call__(self) -> bool:
         """Whether the process was asked to end."""
-        return self._asked
+        return self._first is not None
 
     def _ask(self, number: int, frame: object) -> None:
-        self._asked = True
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > 1.0:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def say_goodbye(node: ReasonNode, executor: Executor) -> None:

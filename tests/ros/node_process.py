@@ -89,7 +89,7 @@ class NodeProcess:
         return self._process.wait(timeout_s)
 
     def stop(self, number: int = signal.SIGINT) -> int:
-        """End it as an operator does: SIGINT reaches its children too, as from a terminal.
+        """End it as an operator does: SIGINT reaches its children too, and comes twice.
 
         Returns:
             Exit code.
@@ -99,10 +99,9 @@ class NodeProcess:
         """
         if self._process.poll() is None:
             children = self.children()
+            self._process.send_signal(number)
             if number == signal.SIGINT:
                 os.killpg(self.pid, number)
-            else:
-                self._process.send_signal(number)
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
