@@ -113,8 +113,11 @@ class ReasonNode(LifecycleNode):
         return self._transition("shutdown", self._cleanup)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured, whatever is left standing."""
-        return self._transition("error processing", self._cleanup)
+        """Back to unconfigured, whatever is left standing; the reason stays in the diagnostics."""
+        reason = self._error
+        result = self._transition("error processing", self._cleanup)
+        self._error = self._error or reason
+        return result
 
     def destroy_node(self) -> None:
         """Free everything; the engine process is gone afterwards."""
