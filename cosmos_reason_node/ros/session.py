@@ -170,6 +170,8 @@ class Session:
         """Look after the cameras; about once a second."""
         for camera in self.cameras.values():
             camera.refresh()
+            # It may have subscribed anew, with another reliability.
+            self.recorder.add_topic(camera.topic, camera.type, [camera.profile])
 
     def close(self) -> None:
         """End all queries with NOT_ACTIVE, unsubscribe, finish the bags. The engine stays."""
