@@ -39,6 +39,8 @@ from .machine import command_line, describe_machine
 
 SIZES = ((640, 480), (1920, 1080))
 GOAL_RATIO = 0.25
+PARTS = ("cpu", "default_publisher", "under_load", "sustained")
+_PACKAGES = ("ros-jazzy-rclpy", "ros-jazzy-rmw-fastrtps-cpp", "opencv-python-headless")
 LADDER = (15, 30, 60, 120, 240, 480, 960)
 # What the engine process does to a core: matrix products in one thread, at the engine's niceness.
 _BUSY = f"""
@@ -126,6 +128,26 @@ def sustained_rate(side: str, load: Load) -> dict[str, Any]:
     return {"frames_per_s_without_loss": best, "tried": tried}
 
 
+def sustained_rates() -> dict[str, Any]:
+    """``sustained_rate`` of both sides for each size and kind."""
+    return {
+        f"{width}x{height} {kind}": {
+            side: sustained_rate(side, Load(width, height, kind, 1, 30.0, 2.0)) for side in ("plain", "ours")
+        }
+        for width, height in SIZES
+        for kind in ("raw", "jpeg")
+    }
+
+
+def default_publisher(loads: dict[str, Load]) -> dict[str, Any]:
+    """Ours with a publisher that has the default transport, such as a camera driver nobody has tuned."""
+    return {
+        name: run_side("ours", load, tuned_publisher=False)
+        for name, load in loads.items()
+        if load.cameras == 1 and load.kind == "raw"
+    }
+
+
 def under_load(seconds: float, busy_processes: int) -> dict[str, Any]:
     """Four cameras of 640x480 at 30 Hz while other processes compute."""
     load = Load(640, 480, "raw", 4, 30.0, seconds)
@@ -136,15 +158,24 @@ def under_load(seconds: float, busy_processes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run everything and write the results."""
+    """Run the parts asked for and write, or update, the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a stream")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a stream")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case and side; medians count")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
-    parser.add_argument("--no-ladder", action="store_true", help="leave out the sustained rates")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="only these; others stay as they are in the file",
+    )
     options = parser.parse_args()
-    machine = describe_machine(("ros-jazzy-rclpy", "ros-jazzy-rmw-fastrtps-cpp", "opencv-python-headless"))
+    report: dict[str, Any] = {"benchmark": "ingest", "sides": __doc__, "runs": {}}
+    if options.json.exists() and set(options.parts) != set(PARTS):
+        report |= json.loads(options.json.read_text())
+    run = {"command": command_line(), "machine": describe_machine(_PACKAGES)}
     loads = {
         f"{width}x{height} {kind} x{cameras}": Load(width, height, kind, cameras, 30.0, options.seconds)
         for width, height in SIZES
@@ -152,31 +183,17 @@ def main() -> None:
         for cameras in (1, 4)
     }
     loads = {name: load for name, load in loads.items() if options.cases in name}
-    cases, ratio = compare(loads, options.repeats)
-    _say(f"ratio_cpu_vs_plain: {ratio}")
-    report: dict[str, Any] = {
-        "benchmark": "ingest",
-        "command": command_line(),
-        "machine": machine,
-        "sides": __doc__,
-        "ratio_cpu_vs_plain": ratio,
-        "cases": cases,
-        "default_publisher": {
-            name: run_side("ours", load, tuned_publisher=False)
-            for name, load in loads.items()
-            if load.cameras == 1 and load.kind == "raw"
-        },
-        "under_load": [under_load(options.seconds * 2, busy) for busy in (1, 2)],
-    }
-    if not options.no_ladder:
-        report["sustained"] = {
-            f"{width}x{height} {kind}": {
-                side: sustained_rate(side, Load(width, height, kind, 1, 30.0, 3.0))
-                for side in ("plain", "ours")
-            }
-            for width, height in SIZES
-            for kind in ("raw", "jpeg")
-        }
+    for part in options.parts:
+        report["runs"][part] = run
+        if part == "cpu":
+            report["cases"], report["ratio_cpu_vs_plain"] = compare(loads, options.repeats)
+            _say(f"ratio_cpu_vs_plain: {report['ratio_cpu_vs_plain']}")
+        elif part == "default_publisher":
+            report[part] = default_publisher(loads)
+        elif part == "under_load":
+            report[part] = [under_load(2 * options.seconds, busy) for busy in (1, 2)]
+        else:
+            report[part] = sustained_rates()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     _say(f"written: {options.json}")
