@@ -35,6 +35,7 @@ WORKSPACE = BUILD / "ros2"
 REQUIREMENTS = ROOT / "requirements"
 LAUNCH = VENV / "launch"
 
+UV = "uv==0.13.9"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLD_DISTROS = ("ardent", "bouncy", "crystal", "dashing", "eloquent", "foxy", "galactic", "humble", "iron")
 STEP_TIMEOUT_S = 3600
@@ -189,11 +190,11 @@ def install_requirements(distribution: str, test: bool) -> None:
         constraints = _keep_distribution_numpy(constraints)
     progress.say(f"installing {', '.join(names)} (requirements/*.txt)")
     arguments = [argument for name in names for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    _run(
-        "requirements",
-        [*_pip("install"), "-c", str(constraints), *arguments],
-        "Check the network and run this again.",
-    )
+    arguments = ["-c", str(constraints), *arguments]
+    # uv takes a tenth of pip's time for these 300 packages, but does not read pip's configuration (mirrors).
+    if not (_try("uv", [*_pip("install"), UV]) and _try("requirements-uv", [*_uv("install"), *arguments])):
+        progress.say("uv cannot get them (see build/setup); trying pip, which takes minutes")
+        _run("requirements", [*_pip("install"), *arguments], "Check the network and run this again.")
     if not distribution:
         _repair_cmake_paths()
     for stamp in stamps:
@@ -338,6 +339,10 @@ def _pip(verb: str) -> list[str]:
         verb,
         "--progress-bar=off",
     ]
+
+
+def _uv(verb: str) -> list[str]:
+    return [str(VENV / "bin" / "uv"), "pip", verb, "--python", str(VENV / "bin" / "python"), "--no-progress"]
 
 
 def _apt_install(packages: list[str], reason: str) -> None:
