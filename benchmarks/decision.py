@@ -8,7 +8,9 @@ another), whose monitors ask the three queries all the time; this process only l
 decisions carry: publish minus capture of the newest frame the model saw. Parts are the decision's latency
 fields; they add up to the age less what hand-over and publishing take (``other``).
 
-- ``sampled_frames_lost``: ticks of the windows' time grid that had no frame though images were sent.
+- ``sampled_frames_lost``: ticks of the windows' time grid without a frame. A publisher that could not keep
+  its schedule (``publisher_latest_s`` of 0.2 and more at 4 ticks a second) counts here too: run it with
+  nothing else on the machine.
 - ``superseded``: windows not asked about because a newer one was there before the engine was free.
 - ``cpu_cores``: mean CPU use of the node's and the engine's process, in cores.
 
@@ -118,7 +120,8 @@ def started(command: Sequence[str], env: dict[str, str], log: Path) -> Iterator[
         print(log.read_text(errors="replace"), file=sys.stderr)
         raise
     finally:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -136,18 +139,22 @@ def measure(model: Path, load: Load, think_tokens: int, directory: Path) -> dict
         "record_dir": str(directory / "bags"),
     }
     node = deployment.reason(settings)
-    sent = dataclasses.replace(load, seconds=load.seconds + WINDOW_FILL_S + 5.0)
+    stream = dataclasses.replace(load, seconds=load.seconds + WINDOW_FILL_S + 5.0)
     publisher = [sys.executable, "-m", "benchmarks.ingest_processes", "publish"]
-    publisher.append(json.dumps(dataclasses.asdict(sent)))
+    publisher.append(json.dumps(dataclasses.asdict(stream)))
     ear = Ear()
     try:
         with started(node.command(), node.environ(), directory / "node.log") as process:
             until(lambda: ear.status and ear.status.cameras, "the node", READY_TIMEOUT_S)
             environment = node.environ() | deployment.transport_environment()
-            with started(publisher, environment, directory / "publisher.log"):
+            output = directory / "publisher.log"
+            with started(publisher, environment, output) as source:
                 until(lambda: ear.decisions, "a first decision", 60.0)
                 time.sleep(WINDOW_FILL_S)
-                return _measure_now(ear, psutil.Process(process.pid), load)
+                result = _measure_now(ear, psutil.Process(process.pid), load)
+                source.wait(60.0)
+            sent = json.loads(output.read_text().splitlines()[-1])
+            return {**result, "publisher_latest_s": sent["latest_s"]}
     finally:
         ear.close()
 
