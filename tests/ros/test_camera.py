@@ -132,8 +132,8 @@ def test_jpeg_images_become_frames(bench: Bench):
     pixels = np.full((480, 640, 3), (200, 40, 90), np.uint8)
     message = CompressedImage(format="jpeg", data=simplejpeg.encode_jpeg(pixels))
     message.header.stamp.sec = 5
-    publisher.publish(message)
-    bench.until(lambda: bench.buffer.counters.sampled == 1, "an image")
+    # Again and again: a best-effort image is lost while the subscriber has not matched yet.
+    bench.until(lambda: publisher.publish(message) or bench.buffer.counters.received > 0, "an image")
     report = camera.report()
     assert (report.encoding, report.width, report.height) == ("jpeg", 640, 480)
     assert report.bad_images == 0
@@ -163,8 +163,7 @@ def test_auto_reliability_follows_the_publishers(bench: Bench):
     second = bench.driver.create_publisher(Image, TOPIC, BEST_EFFORT)
     bench.until(lambda: camera.profile.reliability == ReliabilityPolicy.BEST_EFFORT, "BEST_EFFORT")
     bench.until(lambda: second.get_subscription_count() == 1, "the new subscription")
-    second.publish(image(START))
-    bench.until(lambda: bench.buffer.counters.received == 1, "an image of the second publisher")
+    bench.until(lambda: second.publish(image(START)) or bench.buffer.counters.received > 0, "its image")
     assert camera.report().problems == ()
 
 
