@@ -143,7 +143,7 @@ def _card(kind: str, title: str, record: Record, options: Sequence[str]) -> Mark
         element("h3", title),
         element("p", record.headline, class_=f"verdict ink-{css}"),
         confidence_meter(record, css),
-        element("p", record.reasoning or record.error_msg or "answered at once", class_="reasoning"),
+        element("p", record.reasoning or record.error_msg or "no reasoning", class_="reasoning"),
         element("p", f"{record.age_s:.2f} s after capture", class_="age"),
         data_kind=kind,
     )

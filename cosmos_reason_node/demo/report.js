@@ -36,7 +36,7 @@
     meter.className = css;
     meter.style.width = `${percent}%`;
     card.querySelector(".confidence b").textContent = entry ? `${percent} %` : "";
-    card.querySelector(".reasoning").textContent = reasoning || "answered at once";
+    card.querySelector(".reasoning").textContent = reasoning || "no reasoning";
     card.querySelector(".age").textContent = age === null ? "" : `${age.toFixed(2)} s after capture`;
   };
 

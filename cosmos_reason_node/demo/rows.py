@@ -82,7 +82,7 @@ def _details(record: Record, album: Album) -> Markup:
     lines = [
         ("Question", record.question),
         ("Choices", ", ".join(record.options)),
-        ("Reasoning", record.reasoning or ("" if record.failed else "none; answered at once")),
+        ("Reasoning", record.reasoning or ("" if record.failed else "none")),
         ("Answer", record.answer),
         ("Error", f"{record.error}: {record.error_msg}" if record.failed else ""),
         ("Latency", _latency_text(record)),
