@@ -40,6 +40,21 @@ def test_only_the_runtime_is_installed(setup_arguments):
     assert {ROOT.joinpath(*package.split(".")) for package in packages} == folders
 
 
+def test_files_beside_the_modules_are_installed_with_them(setup_arguments):
+    beside = {
+        path
+        for path in (ROOT / "cosmos_reason_node").rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    installed = {
+        file
+        for package, patterns in setup_arguments["package_data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert installed == beside
+
+
 def test_launch_files_parameters_and_transport_profile_are_installed(setup_arguments):
     installed = {file for _, files in setup_arguments["data_files"] for file in files}
     expected = {"launch/reason.launch.py", "launch/replay.launch.py", "config/fastdds.xml", "package.xml"}
