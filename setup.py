@@ -32,7 +32,6 @@ setup(
     # `training`, `benchmarks` and `tests` run from the checkout and are not part of the installed package.
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={f"{NAME}.demo": ["*.css", "*.js"]},
-    package_data={f"{NAME}.demo": ["*.css", "*.js"]},
     data_files=shared_files(),
     # Python dependencies are pinned in requirements/, not here: colcon does not install them.
     install_requires=["setuptools"],
