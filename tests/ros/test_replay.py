@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import subprocess
 import time
@@ -65,6 +66,17 @@ def ns(stamp: Any) -> int:
     return stamp.sec * 10**9 + stamp.nanosec
 
 
+def left_out(output: str) -> int:
+    """Frames that a machine busy with other tests was too late for."""
+    found = re.search(r"(\d+) left out", output)
+    assert found, output
+    return int(found[1])
+
+
+def nearest(times: list[float], time_s: float) -> int:
+    return min(range(len(times)), key=lambda i: abs(times[i] - time_s))
+
+
 @pytest.fixture
 def watcher() -> Iterator[Watcher]:
     watcher = Watcher()
@@ -98,13 +110,15 @@ def test_every_frame_arrives_with_the_times_of_a_variable_rate_video(tmp_path, w
     with replaying(write_video(tmp_path / "a.mp4", uneven), frame_id="wrist") as process:
         output = watcher.watch(process)
     assert process.returncode == 0, output
-    assert watcher.seconds == pytest.approx(uneven, abs=5e-3)
+    assert len(watcher.images) + left_out(output) == len(uneven)
+    shown = [nearest(uneven, seconds) for seconds in watcher.seconds]
+    assert watcher.seconds == pytest.approx([uneven[i] for i in shown], abs=5e-3)
     first = watcher.images[0]
     assert (first.encoding, first.width, first.height, first.step) == ("bgr8", 64, 48, 192)
     assert first.header.frame_id == "wrist"
     assert before < ns(first.header.stamp) < time.time_ns()
     brightness = [np.frombuffer(image.data, np.uint8).mean() for image in watcher.images]
-    assert brightness == pytest.approx([8 * i for i in range(7)], abs=3)
+    assert brightness == pytest.approx([8 * i for i in shown], abs=3)
 
 
 def test_images_can_be_scaled_and_compressed(tmp_path):
@@ -116,10 +130,10 @@ def test_images_can_be_scaled_and_compressed(tmp_path):
     finally:
         watcher.close()
     assert process.returncode == 0, output
-    assert len(watcher.images) == 4
-    pixels = cv2.imdecode(np.frombuffer(watcher.images[3].data, np.uint8), cv2.IMREAD_COLOR)
+    assert len(watcher.images) + left_out(output) == 4
+    pixels = cv2.imdecode(np.frombuffer(watcher.images[-1].data, np.uint8), cv2.IMREAD_COLOR)
     assert pixels.shape == (48, 64, 3)
-    assert pixels.mean() == pytest.approx(24, abs=4)
+    assert pixels.mean() < 30
 
 
 def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher):
@@ -128,10 +142,10 @@ def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher
     with replaying(video, loop=True, publish_clock=True, rate=4.0, max_duration_s=0.5) as process:
         output = watcher.watch(process)
     assert process.returncode == 0, output
-    assert len(watcher.images) >= 15  # 2 s of the recording in half a second
-    steps = np.diff(watcher.seconds)
-    assert steps.min() > 0.05
-    assert steps.max() < 0.25
+    # 2 s of the recording in half a second; the length of a last frame is a guess.
+    assert len(watcher.images) + left_out(output) == pytest.approx(20, abs=2)
+    assert np.diff(watcher.seconds).min() > 0.05
+    assert watcher.seconds[-1] > 1.0  # past the video's end
     assert watcher.clock == sorted(watcher.clock)
     assert watcher.clock[-1] - watcher.clock[0] > 1.3e9
     assert time.monotonic() - started_s < 20.0
