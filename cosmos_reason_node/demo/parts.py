@@ -155,7 +155,8 @@ def _legend(session: Session, records: Sequence[Record], options: Sequence[str])
         entries.append(("unknown", "unknown: neither side wins"))
     if any(record.failed for record in records):
         entries.append(("error", "error"))
-    entries += [(css, text) for text, css in timeline.colours_of(records, options).items()]
+    colours = timeline.colours_of(records, options, session.truth.get("next_action", ()))
+    entries += [(css, text) for text, css in colours.items()]
     items = [element("li", element("i", class_=f"dot {css}"), text) for css, text in entries]
     note = "Height is confidence: from the middle line (even odds) for yes/no, else from the bottom."
     if session.truth:

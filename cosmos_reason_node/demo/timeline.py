@@ -271,7 +271,10 @@ def _nice_top(value: float) -> float:
     return next((m * power for m in (1, 2, 5) if m * power >= value), 10 * power)
 
 
-def colours_of(records: Sequence[Record], options: Sequence[str]) -> Mapping[str, str]:
-    """Chosen option -> colour class, for the options that were chosen, in order."""
-    chosen = {record.headline for record in records if record.verdict == "CHOICE" and not record.failed}
-    return {text: f"opt{i % OPTION_COLOURS}" for i, text in enumerate(options) if text in chosen}
+def colours_of(
+    records: Sequence[Record], options: Sequence[str], truth: Sequence[tuple[float, float, str]] = ()
+) -> Mapping[str, str]:
+    """Option -> colour class, for the options that were chosen or true, in order."""
+    shown = {record.headline for record in records if record.verdict == "CHOICE" and not record.failed}
+    shown |= {label for _, _, label in truth}
+    return {text: f"opt{i % OPTION_COLOURS}" for i, text in enumerate(options) if text in shown}
