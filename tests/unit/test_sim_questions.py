@@ -9,7 +9,7 @@ from cosmos_reason_node.types import QueryKind
 from training.data.sample import Span
 from training.data.sim.episode import Episode
 from training.data.sim.phase import Phase
-from training.data.sim.questions import MOVE_AWAY, draw_span, next_action, questions
+from training.data.sim.questions import MOVE_AWAY, next_action, questions
 from training.data.sim.scenes import BY_NAME
 
 
@@ -98,19 +98,6 @@ def test_next_action_names_every_phase():
     scene = BY_NAME["door"]
     named = {next_action(scene, scene.skills[0], now) for now in Phase}
     assert named == {"reach for the door handle", "pull the door open", MOVE_AWAY}
-
-
-def test_windows_end_on_pairs_and_lie_inside():
-    rng = np.random.default_rng(0)
-    assert draw_span(48, 30, rng) is None  # an even frame cannot close a pair
-    assert draw_span(48, 5, rng) is None  # too early for the shortest window
-    lengths = set()
-    for _ in range(60):
-        span = draw_span(48, 47, rng)
-        assert span.last == 47
-        assert span.first % 2 == 0
-        lengths.add(span.length)
-    assert lengths == {8, 16, 24, 32}
 
 
 @pytest.mark.parametrize(("first", "length"), [(1, 8), (0, 7), (-2, 8), (0, 0)])

@@ -37,6 +37,7 @@ def _train(options: argparse.Namespace) -> None:
         vision=dataclasses.replace(VISION, steps=options.vision_steps or VISION.steps),
         answers=dataclasses.replace(ANSWERS, steps=options.answer_steps or ANSWERS.steps),
         processes=options.processes,
+        start=options.start,
     )
     train(job)
 
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--vision-steps", type=int, default=0, help="steps of the first stage (0: default)")
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
+    train.add_argument("--start", type=Path, help="checkpoint whose weights to start from")
     train.set_defaults(run=_train)
 
     evaluate = stages.add_parser("evaluate", help="score a model on held-out episodes")

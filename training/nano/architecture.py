@@ -72,7 +72,7 @@ def config(directory: Path) -> Any:
     from transformers import Qwen2_5_VLConfig
 
     tokenizer = TextTokenizer(directory / "tokenizer.json")
-    ids = {
+    ids: dict[str, Any] = {
         name: tokenizer.id_of(f"<|{name}|>")
         for name in ("vision_start", "vision_end", "image_pad", "video_pad")
     }
@@ -116,6 +116,7 @@ def save_weights(model: LoadedModel, directory: Path, dtype: torch.dtype = torch
     copy = Qwen2_5_VLForConditionalGeneration._from_config(made, dtype=dtype)
     copy.load_state_dict(model.network.state_dict())
     copy.to(dtype).save_pretrained(directory, safe_serialization=True)
+    (directory / "model.safetensors").chmod(0o644)  # written for its owner alone
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -13,13 +13,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from training.sft.trainer import TrainSettings, make_probe, train_answers, train_vision
+from cosmos_reason_node.models.qwen2_5_vl import load
+from training.sft.trainer import TrainSettings, make_probes, train_answers, train_vision
 from training.sft.windows import EpisodeStore
 
 from .architecture import create, describe, save_weights
 
-VISION = TrainSettings(steps=500, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
-ANSWERS = TrainSettings(steps=1200, batch=8, peak_rate=1.5e-3, warm_up=40, save_s=120.0)
+VISION = TrainSettings(steps=900, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
+ANSWERS = TrainSettings(
+    steps=700, batch=8, peak_rate=1.0e-3, warm_up=40, probe_patches=24, probe_weight=0.6, save_s=100.0
+)
 _STEP_LIMIT = timedelta(minutes=10)  # no process waits longer than this for another
 
 
@@ -33,6 +36,7 @@ class TrainJob:
         output: directory of the finished model.
         vision, answers: settings of the two stages.
         processes: one per core.
+        start: directory of a checkpoint whose weights to start from instead of random ones.
     """
 
     episodes: Path
@@ -41,6 +45,7 @@ class TrainJob:
     vision: TrainSettings = VISION
     answers: TrainSettings = ANSWERS
     processes: int = 2
+    start: Path | None = None
 
 
 def train(job: TrainJob) -> None:
@@ -64,13 +69,15 @@ def _worker(rank: int, job: TrainJob, port: int) -> None:
             timeout=_STEP_LIMIT,
         )
     model = create(job.output)
-    probe = make_probe(model)
+    probes = make_probes(model)
+    if job.start is not None:
+        model.network.load_state_dict(load(job.start, device="cpu").network.state_dict())
     store = EpisodeStore(job.episodes / "train")
     if rank == 0:
         print(f"{len(store.episodes)} training episodes", flush=True)
-    train_vision(model, probe, store, job.vision, job.work / "vision")
+    train_vision(model, probes, store, job.vision, job.work / "vision")
     store.refresh()
-    train_answers(model, probe, store, job.answers, job.work / "answers")
+    train_answers(model, probes, store, job.answers, job.work / "answers")
     if rank == 0:
         save_weights(model, job.output)
         print(f"wrote {job.output}", flush=True)

@@ -24,7 +24,7 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from training.data.sample import Sample
 
-VERDICT_WEIGHT = 3.0  # of an answer's own tokens against those of reasoning and format
+VERDICT_WEIGHT = 8.0  # of an answer's own tokens against those of reasoning and format
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Packed:
         rows, columns: (A,) places whose hidden state predicts an answer token.
         labels: (A,) that token.
         weights: (A,) its weight.
+        shared: length of the prefix; its last token is <|vision_end|>.
     """
 
     tokens: Tensor
@@ -62,6 +63,7 @@ class Packed:
     columns: Tensor
     labels: Tensor
     weights: Tensor
+    shared: int
 
 
 def encode_branch(tokenizer: TextTokenizer, sample: Sample, *, think: bool) -> Branch:
@@ -129,4 +131,5 @@ def pack(
         torch.tensor(columns),
         torch.tensor(labels),
         torch.tensor(weights),
+        shared,
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training-time head that reads the simulator's state off the visual tokens of each temporal patch.
+"""Training-time heads that read the simulator's state off what the model has seen.
 
-It gives the vision tower a dense signal (a handful of answers a window is a thin one) and is thrown away: the
-checkpoint and the engine never see it. Temporal patches are independent in the vision tower, so the tower can
-be warmed up on single ones.
+They give tower and language model a dense signal (a handful of answers a window is a thin one) and are thrown
+away: the checkpoint and the engine never see them. Temporal patches are independent in the vision tower, so
+the tower can be warmed up on single ones.
 
-Axes: P temporal patches, K visual tokens of one, D hidden size, S skills.
+Axes: P moments (temporal patches or windows), D hidden size, S skills.
 """
 
 from __future__ import annotations
@@ -64,39 +64,35 @@ def states_of(places: list[tuple[Episode, int]]) -> States:
 
 
 class StateProbe(nn.Module):
-    """Linear read-out of ``States`` from one temporal patch's visual tokens.
+    """Linear read-out of ``States``. Linear, so that what it finds lies open for the layers that come next.
 
     Args:
-        tokens: K.
         hidden: D.
     """
 
-    def __init__(self, tokens: int, hidden: int) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(hidden)
         self.scene = nn.Linear(hidden, len(SCENES))
-        self.state = nn.Sequential(
-            nn.Linear(hidden, 64), nn.GELU(), nn.Flatten(1), nn.Linear(64 * tokens, len(SCENES) * _PER_SCENE)
-        )
+        self.state = nn.Linear(hidden, len(SCENES) * _PER_SCENE)
 
-    def forward(self, features: Tensor, states: States) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, summary: Tensor, states: States) -> tuple[Tensor, dict[str, float]]:
         """Loss and measures.
 
         Args:
-            features: (P, K, D).
-            states: of the P patches.
+            summary: (P, D).
+            states: of the P moments.
         """
-        features = features.float()
-        scene_logits = self.scene(features.mean(1))
-        read = self.state(features).view(len(features), len(SCENES), _PER_SCENE)
+        summary = self.norm(summary.float())
+        scene_logits = self.scene(summary)
+        read = self.state(summary).view(len(summary), len(SCENES), _PER_SCENE)
         own = read[torch.arange(len(read)), states.scene]
         openness, rest = own[:, 0], own[:, 1:].view(-1, _SKILLS, 4)
         known = (states.placed >= 0).float()
         placed_loss = F.binary_cross_entropy_with_logits(rest[..., 0], states.placed.clamp(min=0), known)
         gap_loss = F.smooth_l1_loss(rest[..., 1:], states.gap_m / _GAP_SCALE_M)
         open_loss = F.binary_cross_entropy_with_logits(openness, states.openness)
-        loss = (
-            F.cross_entropy(scene_logits, states.scene) + 2.0 * open_loss + 2.0 * placed_loss + 0.5 * gap_loss
-        )
+        loss = F.cross_entropy(scene_logits, states.scene) + 2.0 * (open_loss + placed_loss) + 0.5 * gap_loss
         with torch.no_grad():
             right = ((rest[..., 0] > 0) == (states.placed > 0.5)).float()
             error = (openness.sigmoid() - states.openness).abs().mean()
@@ -104,6 +100,21 @@ class StateProbe(nn.Module):
                 "probe": loss.item(),
                 "openness_error": error.item(),
                 "placed": ((right * known).sum() / known.sum().clamp(min=1)).item(),
-                "gap_cm": ((rest[..., 1:] * _GAP_SCALE_M - states.gap_m).abs().mean() * 100).item(),
             }
         return loss, measures
+
+
+class StateProbes(nn.Module):
+    """The two places where state is read.
+
+    ``patch``: the mean of a temporal patch's visual tokens. ``window``: the language model at <|vision_end|>,
+    which teaches it to find the newest moment of a window before any question is asked.
+
+    Args:
+        hidden: D.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.patch = StateProbe(hidden)
+        self.window = StateProbe(hidden)

@@ -2,7 +2,12 @@
 """Supervised training: first the vision tower on single temporal patches, then the whole model on questions.
 
     train_vision     temporal patches -> tower -> probe loss
-    train_answers    windows -> tower -> packed questions -> language model -> loss on answers (+ probe loss)
+    train_answers    windows -> tower -> packed questions -> language model -> loss on answers
+                     temporal patches -> tower -> probe loss, as before
+
+Most of a window's cost is the tower. An answer is about its last moment, and temporal patches are
+independent of each other in the tower, so only the last one of a window is differentiated: the gradient is
+that of the answer loss through the newest pair of frames, at a third of the price.
 
 Both are resumable at any step: data are drawn from (seed, step, rank), not from a running generator. Under
 torch.distributed every process draws its own batch and gradients are averaged once a step.
@@ -29,7 +34,7 @@ from training.data.sim.questions import questions
 
 from . import checkpoint
 from .packing import Packed, encode_branch, pack
-from .probe import StateProbe, states_of
+from .probe import StateProbes, states_of
 from .windows import Drawn, EpisodeStore, augment
 
 _Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
@@ -51,6 +56,7 @@ class TrainSettings:
         think_share: share of targets with reasoning; the others answer at once.
         no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
         probe_weight: of the probe loss in ``train_answers``.
+        probe_patches: temporal patches for it, apart from the windows.
         bf16: autocast to bfloat16; pays only on processors that multiply in it.
         save_s: seconds between checkpoints.
         seed: of data and order.
@@ -63,12 +69,13 @@ class TrainSettings:
     warm_up: int = 100
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    lengths: tuple[int, ...] = (8, 16, 24, 32)
-    length_shares: tuple[float, ...] = (0.45, 0.2, 0.1, 0.25)
+    lengths: tuple[int, ...] = (2, 8, 16, 32)
+    length_shares: tuple[float, ...] = (0.55, 0.2, 0.05, 0.2)
     branches: int = 3
-    think_share: float = 0.5
+    think_share: float = 0.4
     no_video_share: float = 0.05
-    probe_weight: float = 0.3
+    probe_weight: float = 0.5
+    probe_patches: int = 24
     bf16: bool = False
     save_s: float = 240.0
     seed: int = 0
@@ -83,29 +90,25 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.final_rate + span * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def make_probe(model: LoadedModel) -> StateProbe:
-    """A probe that fits the model at its own frame size."""
-    height, width = model.spec.frame_size or (112, 112)
-    tokens = model.spec.patches.visual_tokens(model.spec.patches.grid(2, height, width))
-    return StateProbe(tokens, model.network.lm_head.weight.shape[1])
+def make_probes(model: LoadedModel) -> StateProbes:
+    """Probes that fit the model."""
+    return StateProbes(model.network.lm_head.weight.shape[1])
 
 
 def train_vision(
-    model: LoadedModel, probe: StateProbe, store: EpisodeStore, settings: TrainSettings, directory: Path
+    model: LoadedModel, probe: StateProbes, store: EpisodeStore, settings: TrainSettings, directory: Path
 ) -> None:
     """Warm up the vision tower so that an object's state can be read off single temporal patches."""
     modules: dict[str, nn.Module] = {"visual": model.network.model.visual, "probe": probe}
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        drawn = [store.draw(2, rng) for _ in range(settings.batch)]
-        features = _features(model, drawn, rng, settings)
-        return probe(features, states_of([(d.episode, d.span.last) for d in drawn]))
+        return _probe_loss(model, probe, store, settings.batch, rng, settings)
 
     _run("vision", modules, settings, directory, loss_of)
 
 
 def train_answers(
-    model: LoadedModel, probe: StateProbe, store: EpisodeStore, settings: TrainSettings, directory: Path
+    model: LoadedModel, probe: StateProbes, store: EpisodeStore, settings: TrainSettings, directory: Path
 ) -> None:
     """Train the whole model on questions."""
     modules: dict[str, nn.Module] = {"network": model.network, "probe": probe}
@@ -114,13 +117,17 @@ def train_answers(
         length = int(rng.choice(settings.lengths, p=settings.length_shares))
         drawn = [store.draw(length, rng) for _ in range(settings.batch)]
         if rng.random() < settings.no_video_share:
-            loss, right = _answer_loss(model, _pack(model, drawn, rng, settings, video=False), None, settings)
+            packed = _pack(model, drawn, rng, settings, video=False)
+            loss, _, _ = _answer_loss(model, packed, None, settings)
             return loss, {"no_video": loss.item()}
-        features = _features(model, drawn, rng, settings)
         packed = _pack(model, drawn, rng, settings, video=True)
-        loss, right = _answer_loss(model, packed, features.flatten(0, 1), settings)
-        places = [(d.episode, d.span.first + 2 * i + 1) for d in drawn for i in range(length // 2)]
-        probe_loss, measures = probe(features, states_of(places))
+        features = _window_features(model, drawn, rng, settings)
+        loss, right, summary = _answer_loss(model, packed, features, settings)
+        states = states_of([(d.episode, d.span.last) for d in drawn])
+        window_loss, window_measures = probe.window(summary, states)
+        probe_loss, measures = _probe_loss(model, probe, store, settings.probe_patches, rng, settings)
+        probe_loss = probe_loss + window_loss
+        measures |= {f"window_{name}": value for name, value in window_measures.items()}
         measures = {"answers": loss.item(), "right": right, **measures}
         return loss + settings.probe_weight * probe_loss, measures
 
@@ -131,16 +138,51 @@ def _autocast(settings: TrainSettings) -> contextlib.AbstractContextManager[obje
     return torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
 
 
-def _features(
+def _probe_loss(
+    model: LoadedModel,
+    probe: StateProbes,
+    store: EpisodeStore,
+    count: int,
+    rng: np.random.Generator,
+    settings: TrainSettings,
+) -> tuple[Tensor, dict[str, float]]:
+    """Probe loss on ``count`` temporal patches, each of its own episode and moment."""
+    drawn = [store.draw(2, rng) for _ in range(count)]
+    patches = _patches(model, drawn, rng)
+    features = _see(model, patches.flatten(0, 2), len(drawn), settings)
+    return probe.patch(features.mean(1), states_of([(d.episode, d.span.last) for d in drawn]))
+
+
+def _patches(model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator) -> Tensor:
+    """(B, t, rows of a temporal patch, patch_dim) of augmented windows of one length."""
+    rows, grids = zip(
+        *(patchify(augment(window.frames(), rng), model.spec.patches) for window in drawn), strict=True
+    )
+    return torch.from_numpy(np.stack(rows)).unflatten(1, (grids[0][0], -1))
+
+
+def _see(model: LoadedModel, patches: Tensor, count: int, settings: TrainSettings) -> Tensor:
+    """(count, K, D) visual tokens of ``count`` temporal patches given as rows."""
+    height, width = model.spec.frame_size or (112, 112)
+    _, h, w = model.spec.patches.grid(2, height, width)
+    with _autocast(settings):
+        features = model.visual_features(patches, [(count, h, w)])
+    return features.view(count, -1, features.shape[-1])
+
+
+def _window_features(
     model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator, settings: TrainSettings
 ) -> Tensor:
-    """(P, K, D) visual tokens by temporal patch, over all windows."""
-    cut = [patchify(augment(window.frames(), rng), model.spec.patches) for window in drawn]
-    patches = torch.from_numpy(np.concatenate([rows for rows, _ in cut]))
-    grids = [grid for _, grid in cut]
-    with _autocast(settings):
-        features = model.visual_features(patches, grids)
-    return features.view(sum(t for t, _, _ in grids), -1, features.shape[-1])
+    """(N, D) visual tokens of all windows; gradients flow through each window's last temporal patch only."""
+    patches = _patches(model, drawn, rng)
+    count, times = patches.shape[:2]
+    newest = _see(model, patches[:, -1].flatten(0, 1), count, settings)
+    if times == 1:
+        return newest.flatten(0, 1)
+    with torch.no_grad():
+        older = _see(model, patches[:, :-1].flatten(0, 2), count * (times - 1), settings)
+    older = older.view(count, times - 1, *older.shape[1:])
+    return torch.cat([older, newest[:, None]], dim=1).flatten(0, 2)
 
 
 def _pack(
@@ -156,15 +198,15 @@ def _pack(
                 for i in chosen
             ]
         )
-    frames = drawn[0].frames()
-    grid = model.spec.video_grid(*frames.shape[:3], model.spec.fps) if video else None
+    count, height, width = drawn[0].frames().shape[:3]
+    grid = model.spec.video_grid(count, height, width, model.spec.fps) if video else None
     return pack(windows, model.tokenizer, model.spec, grid)
 
 
 def _answer_loss(
     model: LoadedModel, packed: Packed, features: Tensor | None, settings: TrainSettings
-) -> tuple[Tensor, float]:
-    """Weighted cross-entropy of answer tokens, and the share of verdict tokens that are predicted right."""
+) -> tuple[Tensor, float, Tensor]:
+    """Weighted cross-entropy, share of verdict tokens predicted right, (B, D) at <|vision_end|>."""
     with _autocast(settings):
         embedded = model.embed(packed.tokens, features)
         hidden = model.decode(embedded, packed.positions, attention_mask=packed.mask)
@@ -172,7 +214,8 @@ def _answer_loss(
     each = F.cross_entropy(logits.float(), packed.labels, reduction="none")
     verdicts = packed.weights > 1.0
     right = (logits.argmax(-1) == packed.labels)[verdicts].float().mean().item()
-    return (each * packed.weights).sum() / packed.weights.sum(), right
+    loss = (each * packed.weights).sum() / packed.weights.sum()
+    return loss, right, hidden[:, packed.shared - 1]
 
 
 def _groups(modules: dict[str, nn.Module], decay: float) -> list[dict[str, object]]:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from training.data.sample import Span
 from training.data.sim.episode import Episode, load_episode
 from training.data.sim.phase import Phase, phase
-from training.data.sim.questions import draw_span
 from training.data.sim.scenes import BY_NAME
 
 Key = tuple[str, int, Phase]  # scene, index of the skill, phase at the window's last frame
@@ -45,6 +45,7 @@ class EpisodeStore:
         self._seen: set[Path] = set()
         self.episodes: list[Episode] = []
         self._index: dict[Key, list[tuple[int, int]]] = {}
+        self._by_length: dict[int, dict[Key, list[tuple[int, int]]]] = {}
         self.refresh()
         if not self.episodes:
             raise FileNotFoundError(
@@ -56,6 +57,7 @@ class EpisodeStore:
         new = sorted(path for path in self._directory.glob("*.npz") if path not in self._seen)
         if self._limit:
             new = new[: max(0, self._limit - len(self.episodes))]
+        self._by_length.clear()
         for path in new:
             self._seen.add(path)
             self._add(load_episode(path))
@@ -72,29 +74,66 @@ class EpisodeStore:
 
     def draw(self, length: int, rng: np.random.Generator) -> Drawn:
         """A window of ``length`` frames."""
-        keys = sorted(self._index)
-        for _ in range(1000):
-            entries = self._index[keys[rng.integers(len(keys))]]
-            number, last = entries[rng.integers(len(entries))]
-            episode = self.episodes[number]
-            span = draw_span(len(episode.frames), last, rng, length)
-            if span is not None:
-                return Drawn(episode, span)
-        raise ValueError(f"no episode is long enough for windows of {length} frames")
+        fitting = self._fitting(length)
+        keys = sorted(fitting)
+        entries = fitting[keys[rng.integers(len(keys))]]
+        number, last = entries[rng.integers(len(entries))]
+        return Drawn(self.episodes[number], Span(last + 1 - length, length))
+
+    def _fitting(self, length: int) -> dict[Key, list[tuple[int, int]]]:
+        """The index without last frames that come too early for ``length``."""
+        cached = self._by_length.get(length)
+        if cached is None:
+            kept = {
+                key: [(number, last) for number, last in entries if last + 1 >= length]
+                for key, entries in self._index.items()
+            }
+            cached = self._by_length[length] = {key: entries for key, entries in kept.items() if entries}
+        if not cached:
+            raise ValueError(f"no episode is long enough for windows of {length} frames")
+        return cached
 
 
-def augment(frames: np.ndarray, rng: np.random.Generator, shift_px: int = 5) -> np.ndarray:
-    """One brightness, contrast, tint and small shift for a whole window.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_RGB = np.linalg.inv(_YIQ)
+
+
+def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One change of colours and of view for a whole window, so that motion stays what it was.
+
+    Hue is turned, contrast and brightness scaled; the view is turned, scaled, sheared and shifted a little.
 
     Args:
         frames: (T, H, W, 3) uint8.
         rng: source of the change.
-        shift_px: largest shift in each direction; edges are repeated.
     """
-    gain = rng.uniform(0.75, 1.3) * rng.uniform(0.88, 1.12, 3)
-    table = np.clip(np.arange(256)[:, None] * gain + rng.uniform(-25.0, 25.0), 0.0, 255.0).astype(np.uint8)
-    dy, dx = rng.integers(-shift_px, shift_px + 1, 2)
-    rows = np.clip(np.arange(frames.shape[1]) + dy, 0, frames.shape[1] - 1)
-    columns = np.clip(np.arange(frames.shape[2]) + dx, 0, frames.shape[2] - 1)
-    moved = frames[:, rows][:, :, columns]
-    return np.stack([table[moved[..., c], c] for c in range(3)], axis=-1)
+    colours = _colour_change(rng)
+    view = _view_change(frames.shape[1:3], rng)
+    size = frames.shape[2], frames.shape[1]
+    out = np.empty_like(frames)
+    for i, frame in enumerate(frames):
+        moved = cv2.warpAffine(frame, view, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        out[i] = cv2.transform(moved, colours)
+    return out
+
+
+def _colour_change(rng: np.random.Generator) -> np.ndarray:
+    """(3, 4) matrix from RGB to RGB."""
+    turn = rng.uniform(-np.pi, np.pi) if rng.random() < 0.6 else rng.uniform(-0.2, 0.2)
+    c, s = np.cos(turn), np.sin(turn)
+    chroma = rng.uniform(0.6, 1.3)
+    hue = np.array([[1.0, 0.0, 0.0], [0.0, c * chroma, -s * chroma], [0.0, s * chroma, c * chroma]])
+    matrix = _RGB @ hue @ _YIQ * rng.uniform(0.75, 1.35)
+    return np.hstack([matrix, np.full((3, 1), rng.uniform(-25.0, 25.0))])
+
+
+def _view_change(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """(2, 3) affine matrix about the middle of a frame of (height, width) ``size``."""
+    turn, scale = rng.uniform(-0.12, 0.12), rng.uniform(0.88, 1.15)
+    shear_x, shear_y = rng.uniform(-0.12, 0.12, 2)
+    c, s = np.cos(turn), np.sin(turn)
+    skew = np.array([[1.0, shear_x], [shear_y, rng.uniform(0.9, 1.1)]])
+    linear = scale * np.array([[c, -s], [s, c]]) @ skew
+    middle = np.array([size[1], size[0]]) / 2.0
+    shift = middle - linear @ middle + rng.uniform(-0.07, 0.07, 2) * np.array([size[1], size[0]])
+    return np.hstack([linear, shift[:, None]])

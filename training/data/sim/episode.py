@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -155,8 +156,9 @@ def save_episode(root: Path, episode: Episode) -> Path:
     path = episode_path(root, episode.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(episode).items()}
     with partial.open("wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in vars(episode).items()})
+        np.savez_compressed(file, **arrays)
     partial.replace(path)
     return path
 

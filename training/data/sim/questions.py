@@ -19,7 +19,6 @@ from .phase import Phase, completed, phase
 from .scenes import BY_NAME, SCENES, Scene, Skill
 
 MOVE_AWAY = "move away, the task is done"
-WINDOW_FRAMES = (8, 16, 24, 32)
 _NO_SUCH_SHARE = 0.1
 
 
@@ -28,15 +27,6 @@ def next_action(scene: Scene, skill: Skill, now: Phase) -> str:
     if now is Phase.REACH:
         return f"reach for the {scene.handle_noun}"
     return skill.act if now is Phase.ACT else MOVE_AWAY
-
-
-def draw_span(frames: int, last: int, rng: np.random.Generator, length: int = 0) -> Span | None:
-    """A window that ends at (odd) frame ``last``, of a drawn length unless given; None if it does not fit."""
-    fits = [n for n in ((length,) if length else WINDOW_FRAMES) if last + 1 - n >= 0 and last < frames]
-    if not fits or last % 2 == 0:
-        return None
-    chosen = int(rng.choice(fits))
-    return Span(last + 1 - chosen, chosen)
 
 
 def questions(episode: Episode, span: Span, rng: np.random.Generator) -> list[Sample]:
