@@ -104,6 +104,7 @@ def test_the_replayed_episode_is_answered(client):
     assert decision.error_code == 0, decision.error_msg
     assert decision.task == "open: the [drawer]"
     assert [window.camera for window in decision.windows] == ["front"]
+    until(lambda: client.status.cameras[0].received, "a status that counts images")
     (camera,) = client.status.cameras
     assert (camera.topic, camera.width, camera.height) == ("/robot1/front/image_raw", 320, 240)
 
