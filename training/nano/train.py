@@ -21,7 +21,14 @@ from .architecture import create, describe, save_weights
 
 VISION = TrainSettings(steps=900, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
 ANSWERS = TrainSettings(
-    steps=700, batch=8, peak_rate=1.0e-3, warm_up=40, probe_patches=24, probe_weight=0.6, save_s=100.0
+    steps=1200,
+    batch=8,
+    peak_rate=2.5e-3,
+    warm_up=40,
+    branches=4,
+    think_share=0.3,
+    probe_patches=10,
+    save_s=60.0,
 )
 _STEP_LIMIT = timedelta(minutes=10)  # no process waits longer than this for another
 

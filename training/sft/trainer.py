@@ -69,8 +69,8 @@ class TrainSettings:
     warm_up: int = 100
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    lengths: tuple[int, ...] = (2, 8, 16, 32)
-    length_shares: tuple[float, ...] = (0.55, 0.2, 0.05, 0.2)
+    lengths: tuple[int, ...] = (2, 8, 32)
+    length_shares: tuple[float, ...] = (0.55, 0.2, 0.25)
     branches: int = 3
     think_share: float = 0.4
     no_video_share: float = 0.05
