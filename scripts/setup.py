@@ -342,7 +342,9 @@ def _pip(verb: str) -> list[str]:
 
 
 def _uv(verb: str) -> list[str]:
-    return [str(VENV / "bin" / "uv"), "pip", verb, "--python", str(VENV / "bin" / "python"), "--no-progress"]
+    # Copies, not hard links: files of the environment are rewritten, those of uv's cache must not be.
+    options = ["--python", str(VENV / "bin" / "python"), "--no-progress", "--link-mode", "copy"]
+    return [str(VENV / "bin" / "uv"), "pip", verb, *options]
 
 
 def _apt_install(packages: list[str], reason: str) -> None:
@@ -383,13 +385,15 @@ def _repair_cmake_paths() -> None:
     if done is None:
         raise SetupError("numpy does not work in .venv; run: make clean-all, then this again")
     python_include, numpy_include = done.splitlines()
-    built = r"/opt/python/cp\d+-cp\d+"
+    # Whatever folder stands before them: the build machine's, or another environment's that shared a file.
+    python_built = re.compile(r"/[^\";\s]+/include/python3\.\d+")
+    numpy_built = re.compile(r"/[^\";\s]+/site-packages/numpy/_core/include")
     for path in (VENV / "share").rglob("*.cmake"):
         old = path.read_text(errors="surrogateescape")
-        new = re.sub(rf"{built}/include/python3\.\d+", lambda _: python_include, old)
-        numpy_built = rf"{built}/lib/python3\.\d+/site-packages/numpy/_core/include"
-        new = re.sub(numpy_built, lambda _: numpy_include, new)
+        new = python_built.sub(lambda _: python_include, old)
+        new = numpy_built.sub(lambda _: numpy_include, new)
         if new != old:
+            path.unlink()  # never through a hard link into an installer's cache
             path.write_text(new, errors="surrogateescape")
 
 
