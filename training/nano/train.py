@@ -21,7 +21,7 @@ from .architecture import create, describe, save_weights
 
 VISION = TrainSettings(steps=900, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
 ANSWERS = TrainSettings(
-    steps=1200,
+    steps=960,
     batch=8,
     peak_rate=2.5e-3,
     warm_up=40,
