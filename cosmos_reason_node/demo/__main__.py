@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ class DemoFailed(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, 1 (failed), 2 (bad arguments) or 130 (Ctrl-C)."""
     options = _parse(argv)
+    # A shell starts background jobs with Ctrl-C ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(sys.stdout)
     try:
         clip = choose(
