@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
+
+# A shell starts background jobs with Ctrl-C ignored; the processes under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).resolve().parent
 
