@@ -12,7 +12,6 @@ the end of the socket, or by the kernel's signal when the host is killed in the 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import os
@@ -28,12 +27,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from ..errors import CosmosReasonError, ErrorCode
+from ..parent_death import die_with
 from .base import Done, Engine, Event, Failed, Request, Token
 from .loading import load_engine
 from .spec import EngineSpec
 from .wire import RECEIVE_BYTES, Cancel, Decoder, Message, Ready, Reply, Stop, Submit, Unusable, send
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(eq=False)
@@ -226,13 +224,6 @@ def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Message], loade
             inbox.put(message)
 
 
-def _die_with(parent: int) -> None:
-    """Let the kernel kill this process when its host dies, even in the middle of a long step."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)  # it died before the line above
-
-
 def main() -> int:
     """Entry point of ``python -m cosmos_reason_node.engine.worker``."""
     parser = argparse.ArgumentParser(description="Engine process; started by the node.")
@@ -240,7 +231,7 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the host")
     parser.add_argument("--parent", type=int, required=True, help="process id of the host")
     arguments = parser.parse_args()
-    _die_with(arguments.parent)
+    die_with(arguments.parent)
     # Ctrl-C in a terminal reaches every process; when to stop is the host's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = EngineSpec(**json.loads(arguments.spec))

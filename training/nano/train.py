@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from cosmos_reason_node.models.qwen2_5_vl import load
+from cosmos_reason_node.parent_death import die_with
 from training.sft.trainer import TrainSettings, make_probes, train_answers, train_vision
 from training.sft.windows import EpisodeStore
 
@@ -61,10 +62,11 @@ def train(job: TrainJob) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_worker, args=(job, port), nprocs=job.processes)
+    multiprocessing.spawn(_worker, args=(job, port, os.getpid()), nprocs=job.processes)
 
 
-def _worker(rank: int, job: TrainJob, port: int) -> None:
+def _worker(rank: int, job: TrainJob, port: int, parent: int) -> None:
+    die_with(parent)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if job.processes > 1:
