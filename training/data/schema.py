@@ -207,12 +207,20 @@ class Step:
         model: what did it; a program's name for rules.
         prompt: digest or name of the prompt.
         version: of the step's code or of the model.
+        parameters: of the model's call, or of the rules; by name.
+        started: when it was done, ISO 8601 in UTC.
+        seconds: how long it took.
+        cost: what it cost, in the currency of the run; a call shared by several samples is named in each.
     """
 
     name: str
     model: str = ""
     prompt: str = ""
     version: str = ""
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    started: str = ""
+    seconds: float = 0.0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)

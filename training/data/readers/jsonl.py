@@ -179,9 +179,10 @@ def _turn(fields: Fields) -> Turn | None:
 def _provenance(fields: Fields) -> Provenance:
     steps = []
     for entry in fields.objects("steps"):
-        steps.append(
-            Step(entry.text("name"), *(entry.text(name, "") for name in ("model", "prompt", "version")))
-        )
+        texts = {name: entry.text(name, "") for name in ("model", "prompt", "version", "started")}
+        numbers = {name: entry.number(name, 0.0) for name in ("seconds", "cost")}
+        parameters = entry.scalars("parameters")
+        steps.append(Step(entry.text("name"), parameters=parameters, **texts, **numbers))  # type: ignore[arg-type]
         entry.finish()
     texts = {name: fields.text(name, "") for name in ("file", "episode", "made_by")}
     provenance = Provenance(fields.text("source"), row=fields.whole("row", 0), steps=tuple(steps), **texts)
