@@ -146,7 +146,7 @@ def test_a_sample_without_meaning_cannot_be_made(changes: dict[str, Any], field:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/etc/passwd", "../x.mp4", "a/../../x", "C:/x.mp4", "a\\b.mp4", "x\0", "a/", "file:/x"]
+    "path", ["", "/etc/passwd", "../x.mp4", "a/../../x", "C:/x.mp4", "a\\b.mp4", "x\0", "a/", "http://x/y"]
 )
 def test_paths_stay_in_the_data_set(path: str):
     with pytest.raises(FieldErrors):

@@ -359,7 +359,12 @@ def path_errors(path: str) -> Iterator[str]:
     parts = PurePosixPath(path).parts
     if not path or path.endswith("/"):
         yield "is empty or a folder: name a file"
-    elif path.startswith("/") or "\\" in path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+    elif (
+        path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or re.match(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://", path)
+    ):
         yield f"{path!r} must be relative to the data set's folder, with / between names"
     elif ".." in parts:
         yield f"{path!r} leaves the data set's folder: move the file into it"
