@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 
 # Several engine processes share the cores: more threads than that only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported for the first time
 # Nothing is fetched while tests run.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

@@ -24,6 +24,7 @@ from ..errors import CosmosReasonError, ErrorCode
 from .checkpoint import check_files, digest
 from .spec import TOKENIZER, ModelSpec, invalid, read_model_spec
 from .tokenizer import TextTokenizer
+from .vision_attention import SegmentAttention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -143,6 +144,9 @@ def wrap(network: Any, tokenizer: TextTokenizer, spec: ModelSpec, model_digest: 
     visual = network.model.visual
     if not isinstance(visual.patch_embed, LinearPatchEmbed):
         visual.patch_embed = LinearPatchEmbed(visual.patch_embed.proj)
+    for block in visual.blocks:
+        if not isinstance(block.attn, SegmentAttention):
+            block.attn = SegmentAttention(block.attn)
     return LoadedModel(network, tokenizer, spec, model_digest)
 
 

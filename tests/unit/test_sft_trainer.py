@@ -15,9 +15,10 @@ from training.data.sim.phase import Phase, phase
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.nano.architecture import create
 from training.sft import checkpoint
+from training.sft.augment import Augmentation
 from training.sft.probe import states_of
 from training.sft.trainer import TrainSettings, learning_rate, make_probes, train_answers, train_vision
-from training.sft.windows import EpisodeStore, augment
+from training.sft.windows import EpisodeStore
 
 SETTINGS = TrainSettings(
     steps=4,
@@ -47,6 +48,7 @@ def write_episodes(root, frames=8):
                 openness=np.repeat([0.0, 1.0], frames // 2).astype(np.float32),
                 gap_m=np.tile(np.array([0.0, 0.5], np.float32), frames // 2)[:, None, None].repeat(skills, 1)
                 * np.ones(3, np.float32),
+                points=np.full((frames, 2, 2), 0.4, np.float32),
             ),
         )
     return EpisodeStore(root / "train")
@@ -150,10 +152,44 @@ def test_windows_that_do_not_fit_are_not_drawn(store):
 def test_a_window_is_changed_as_one():
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (112, 112, 3), np.uint8)
-    changed = augment(np.stack([frame, frame]), rng)
+    changed = Augmentation((112, 112), rng).frames(np.stack([frame, frame]))
     assert changed.shape == (2, 112, 112, 3)
     np.testing.assert_array_equal(changed[0], changed[1])
     assert not np.array_equal(changed[0], frame)
+
+
+def test_points_move_with_the_picture():
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        frame = np.full((1, 112, 112, 3), 128, np.uint8)
+        x, y = rng.integers(35, 77, 2)
+        frame[0, y - 2 : y + 3, x - 2 : x + 3] = 255
+        change = Augmentation((112, 112), rng)
+        seen = change.frames(frame)[0].sum(-1).astype(int)
+        bright = np.argwhere(seen > (seen.min() + seen.max()) / 2)[:, ::-1].mean(0)
+        np.testing.assert_allclose(change.points(np.array([[x, y]]) / 112)[0] * 112, bright, atol=0.6)
+
+
+def test_galleries_serve_single_pairs_only(tmp_path):
+    skills = SCENES[0].skills
+    for seed, gallery in ((1, False), (2, True)):
+        episode = Episode(
+            seed=seed,
+            split="train",
+            scene=SCENES[0].name,
+            plan="stop",
+            task=skills[0].task,
+            frames=np.zeros((8, 4, 4, 3), np.uint8),
+            openness=np.zeros(8, np.float32),
+            gap_m=np.full((8, len(skills), 3), 0.5, np.float32),
+            points=np.zeros((8, 2, 2), np.float32),
+            gallery=gallery,
+        )
+        save_episode(tmp_path, episode)
+    rng = np.random.default_rng(0)
+    store = EpisodeStore(tmp_path / "train")
+    assert {store.draw(2, rng).episode.seed for _ in range(40)} == {1, 2}
+    assert {store.draw(4, rng).episode.seed for _ in range(40)} == {1}
 
 
 def test_states_mark_what_is_not_known(store):

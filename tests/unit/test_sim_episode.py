@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
 from training.data.sim.episode import (
+    GALLERY_SEED,
     HELD_OUT_SEED,
     Episode,
     episode_path,
@@ -13,7 +14,7 @@ from training.data.sim.episode import (
     save_episode,
     split_of,
 )
-from training.data.sim.look import AZIMUTHS, HUES, draw_look
+from training.data.sim.look import AZIMUTHS, HUES, Look, draw_look
 from training.data.sim.phase import Phase, completed, in_place, phase
 from training.data.sim.scenes import BY_NAME, SCENES
 
@@ -66,6 +67,35 @@ def test_cameras_are_drawn_from_their_split():
             assert any(low <= azimuth <= high for low, high in AZIMUTHS[split])
 
 
+def test_pictures_depend_on_the_seed_alone():
+    """Scenes and renderers are shared by the episodes of a process."""
+    wanted = run_episode(8, steps=12)
+    run_episode(GALLERY_SEED + 8, scene_name=wanted.scene, steps=12)
+    again = run_episode(8, steps=12)
+    np.testing.assert_array_equal(again.frames, wanted.frames)
+    assert np.ptp(wanted.frames) > 50
+
+
+def test_a_gallery_changes_its_look_with_every_pair():
+    episode = run_episode(GALLERY_SEED + 1, steps=30)
+    assert episode.gallery
+    assert episode.split == "train"
+    change = np.abs(np.diff(episode.frames.astype(int), axis=0)).mean((1, 2, 3))
+    assert change[1::2].min() > 5 * change[::2].max()
+
+
+def test_points_are_projected_as_the_camera_sees():
+    look = Look(azimuth=90.0, elevation=-30.0, distance_m=1.0, look_at=(0.1, 0.7, 0.2))
+    middle, right, up, far_right = look.project(
+        np.array([[0.1, 0.7, 0.2], [0.2, 0.7, 0.2], [0.1, 0.7, 0.3], [0.2, 1.7, 0.2]]), 45.0, 4 / 3
+    )
+    np.testing.assert_allclose(middle, 0.5)
+    np.testing.assert_allclose(right, (0.5 + 0.1 / np.tan(np.pi / 8) / 2 * 3 / 4, 0.5))
+    assert up[0] == pytest.approx(0.5)
+    assert up[1] < 0.45
+    assert 0.5 < far_right[0] < right[0]
+
+
 def test_split_is_told_by_the_seed():
     assert split_of(HELD_OUT_SEED - 1) == "train"
     assert split_of(HELD_OUT_SEED) == "held_out"
@@ -95,6 +125,8 @@ def test_an_episode_survives_the_disk(tmp_path):
         frames=rng.integers(0, 256, (4, 8, 8, 3), np.uint8),
         openness=rng.random(4).astype(np.float32),
         gap_m=rng.random((4, 2, 3)).astype(np.float32),
+        points=rng.random((4, 2, 2)).astype(np.float32),
+        gallery=True,
     )
     path = save_episode(tmp_path, episode)
     assert path == episode_path(tmp_path, 7)

@@ -25,6 +25,7 @@ def still(openness, gap, scene="drawer", frames=8):
         frames=np.zeros((frames, 2, 2, 3), np.uint8),
         openness=np.full(frames, openness, np.float32),
         gap_m=np.full((frames, skills, 3), gap, np.float32),
+        points=np.zeros((frames, 2, 2), np.float32),
     )
 
 
@@ -40,6 +41,15 @@ def answers(samples, kind, *, options=False):
     }
 
 
+def affordances(openness, gap):
+    """Of many draws: most of those that are not possible are left out of each."""
+    return {
+        action: answer
+        for seed in range(20)
+        for action, answer in answers(ask(openness, gap, seed), QueryKind.AFFORDANCE).items()
+    }
+
+
 @pytest.mark.parametrize(
     ("openness", "opened", "closed"), [(1.0, "yes", "no"), (0.0, "no", "yes"), (0.5, "no", "no")]
 )
@@ -52,13 +62,13 @@ def test_completion_is_the_state_at_the_end(openness, opened, closed):
 
 def test_nothing_is_asked_where_one_could_argue():
     assert "open the drawer" not in answers(ask(0.65, 0.4), QueryKind.COMPLETION)
-    assert answers(ask(0.0, 0.06), QueryKind.AFFORDANCE) == {"push the drawer shut": "no"}
+    assert affordances(0.0, 0.06) == {"push the drawer shut": "no"}
 
 
 def test_an_action_is_possible_at_the_handle_until_it_is_done():
-    assert answers(ask(0.0, 0.0), QueryKind.AFFORDANCE)["pull the drawer open"] == "yes"
-    assert answers(ask(0.0, 0.4), QueryKind.AFFORDANCE)["pull the drawer open"] == "no"
-    assert answers(ask(1.0, 0.0), QueryKind.AFFORDANCE)["pull the drawer open"] == "no"
+    assert affordances(0.0, 0.0)["pull the drawer open"] == "yes"
+    assert affordances(0.0, 0.4)["pull the drawer open"] == "no"
+    assert affordances(1.0, 0.0)["pull the drawer open"] == "no"
 
 
 @pytest.mark.parametrize(

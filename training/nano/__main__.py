@@ -23,7 +23,7 @@ CLIP_SEED = 1_900_004
 def _generate(options: argparse.Namespace) -> None:
     from training.data.sim.generate import generate
 
-    made = generate(WORK / "episodes", options.train, options.held_out, options.processes)
+    made = generate(WORK / "episodes", options.train, options.galleries, options.held_out, options.processes)
     print(f"{made} episodes made, in {WORK / 'episodes'}")
 
 
@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
 
     generate = stages.add_parser("generate", help="simulate episodes")
-    generate.add_argument("--train", type=int, default=2400, help="episodes of the training split")
+    generate.add_argument("--train", type=int, default=2000, help="episodes of the training split")
+    generate.add_argument("--galleries", type=int, default=1500, help="training episodes of many looks")
     generate.add_argument("--held-out", type=int, default=400, help="episodes of the held-out split")
     generate.add_argument("--processes", type=int, default=cores, help="worker processes")
     generate.set_defaults(run=_generate)

@@ -76,6 +76,7 @@ def _still(scene: str, skills: int, openness: float, gap: float) -> Episode:
         frames=np.zeros((2, 1, 1, 3), np.uint8),
         openness=np.full(2, openness, np.float32),
         gap_m=np.full((2, skills, 3), gap, np.float32),
+        points=np.zeros((2, 2, 2), np.float32),
     )
 
 

@@ -10,6 +10,7 @@ Axes: P moments (temporal patches or windows), D hidden size, S skills.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from training.data.sim.scenes import BY_NAME, SCENES
 _SKILLS = max(len(scene.skills) for scene in SCENES)
 _PER_SCENE = 1 + _SKILLS * 4  # openness; per skill: in place, gap (x, y, z)
 _GAP_SCALE_M = 0.15
+_GLANCES = 6
+_POINTS = 2  # hand, handle
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ class StateProbe(nn.Module):
         return loss, measures
 
 
-class StateProbes(nn.Module):
-    """The two places where state is read.
+class PatchProbe(nn.Module):
+    """What is read off the K visual tokens of one temporal patch.
 
-    ``patch``: the mean of a temporal patch's visual tokens. ``window``: the language model at <|vision_end|>,
-    which teaches it to find the newest moment of a window before any question is asked.
+    State, by way of a few learned glances (a language model looks at tokens of its choice, too), and where
+    hand and handle appear: which token's cell, and where in it. Every token learns from the latter at every
+    step, which is what gets the tower off the ground.
 
     Args:
         hidden: D.
@@ -116,5 +120,46 @@ class StateProbes(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.patch = StateProbe(hidden)
+        self.glance = nn.Linear(hidden, _GLANCES)
+        self.look = nn.Linear(_GLANCES * hidden, hidden)
+        self.state = StateProbe(hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.where = nn.Linear(hidden, _POINTS * 3)  # is it here; x, y within the cell
+
+    def forward(self, tokens: Tensor, states: States, points: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss and measures.
+
+        Args:
+            tokens: (P, K, D), a square of cells in raster order.
+            states: of the P moments.
+            points: (P, 2, 2) where hand and handle appear, x and y as shares of width and height.
+        """
+        tokens = self.norm(tokens.float())
+        glances = self.glance(tokens).softmax(1).transpose(1, 2) @ tokens
+        loss, measures = self.state(self.look(glances.flatten(1)), states)
+        side = math.isqrt(tokens.shape[1])
+        cell = (points * side).floor()
+        seen = ((cell >= 0) & (cell < side)).all(-1)  # (P, 2)
+        index = (cell[..., 1] * side + cell[..., 0]).long()[seen]
+        read = self.where(tokens).unflatten(-1, (_POINTS, 3)).transpose(1, 2)[seen]  # (seen, K, 3)
+        offset = read[torch.arange(len(index)), index, 1:]
+        wanted = (points * side - cell - 0.5)[seen]
+        where_loss = F.cross_entropy(read[..., 0], index) + 2.0 * F.smooth_l1_loss(offset, wanted)
+        measures["located"] = (read[..., 0].argmax(-1) == index).float().mean().item()
+        return loss + where_loss, measures
+
+
+class StateProbes(nn.Module):
+    """The two places where state is read.
+
+    ``patch``: a temporal patch's visual tokens. ``window``: the language model at <|vision_end|>, which
+    teaches it to find the newest moment of a window before any question is asked.
+
+    Args:
+        hidden: D.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.patch = PatchProbe(hidden)
         self.window = StateProbe(hidden)

@@ -33,9 +33,10 @@ from cosmos_reason_node.vision.patchify import patchify
 from training.data.sim.questions import questions
 
 from . import checkpoint
+from .augment import Augmentation
 from .packing import Packed, encode_branch, pack
 from .probe import StateProbes, states_of
-from .windows import Drawn, EpisodeStore, augment
+from .windows import Drawn, EpisodeStore
 
 _Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -148,17 +149,26 @@ def _probe_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Probe loss on ``count`` temporal patches, each of its own episode and moment."""
     drawn = [store.draw(2, rng) for _ in range(count)]
-    patches = _patches(model, drawn, rng)
+    patches, points = _patches(model, drawn, rng)
     features = _see(model, patches.flatten(0, 2), len(drawn), settings)
-    return probe.patch(features.mean(1), states_of([(d.episode, d.span.last) for d in drawn]))
+    return probe.patch(features, states_of([(d.episode, d.span.last) for d in drawn]), points)
 
 
-def _patches(model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator) -> Tensor:
-    """(B, t, rows of a temporal patch, patch_dim) of augmented windows of one length."""
-    rows, grids = zip(
-        *(patchify(augment(window.frames(), rng), model.spec.patches) for window in drawn), strict=True
-    )
-    return torch.from_numpy(np.stack(rows)).unflatten(1, (grids[0][0], -1))
+def _patches(model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Augmented windows of one length.
+
+    Returns:
+        (B, t, rows of a temporal patch, patch_dim) patches, and (B, 2, 2) where hand and handle appear in
+        each window's newest frame.
+    """
+    rows, points = [], []
+    for window in drawn:
+        frames = window.frames()
+        change = Augmentation(frames.shape[1:3], rng)
+        patches, grid = patchify(change.frames(frames), model.spec.patches)
+        rows.append(patches.reshape(grid[0], -1, patches.shape[-1]))
+        points.append(change.points(window.points()))
+    return torch.from_numpy(np.stack(rows)), torch.tensor(np.stack(points), dtype=torch.float32)
 
 
 def _see(model: LoadedModel, patches: Tensor, count: int, settings: TrainSettings) -> Tensor:
@@ -174,7 +184,7 @@ def _window_features(
     model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator, settings: TrainSettings
 ) -> Tensor:
     """(N, D) visual tokens of all windows; gradients flow through each window's last temporal patch only."""
-    patches = _patches(model, drawn, rng)
+    patches, _ = _patches(model, drawn, rng)
     count, times = patches.shape[:2]
     newest = _see(model, patches[:, -1].flatten(0, 1), count, settings)
     if times == 1:

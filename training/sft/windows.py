@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from training.data.sample import Span
@@ -28,6 +27,10 @@ class Drawn:
         """(T, H, W, 3) uint8."""
         return self.episode.frames[self.span.first : self.span.last + 1]
 
+    def points(self) -> np.ndarray:
+        """(2, 2) where hand and handle appear in the newest frame, as shares of width and height."""
+        return self.episode.points[self.span.last]
+
 
 class EpisodeStore:
     """All episodes of one split, indexed by what is true at each possible last frame.
@@ -45,6 +48,7 @@ class EpisodeStore:
         self._seen: set[Path] = set()
         self.episodes: list[Episode] = []
         self._index: dict[Key, list[tuple[int, int]]] = {}
+        self._pairs: dict[Key, list[tuple[int, int]]] = {}  # of galleries: no longer window can be cut there
         self._by_length: dict[int, dict[Key, list[tuple[int, int]]]] = {}
         self.refresh()
         if not self.episodes:
@@ -66,11 +70,12 @@ class EpisodeStore:
     def _add(self, episode: Episode) -> None:
         number = len(self.episodes)
         self.episodes.append(episode)
+        index = self._pairs if episode.gallery else self._index
         for last in range(1, len(episode.frames), 2):
-            for index, skill in enumerate(BY_NAME[episode.scene].skills):
-                now = phase(skill, float(episode.openness[last]), episode.gap_m[last, index])
+            for skill_index, skill in enumerate(BY_NAME[episode.scene].skills):
+                now = phase(skill, float(episode.openness[last]), episode.gap_m[last, skill_index])
                 if now is not None:
-                    self._index.setdefault((episode.scene, index, now), []).append((number, last))
+                    index.setdefault((episode.scene, skill_index, now), []).append((number, last))
 
     def draw(self, length: int, rng: np.random.Generator) -> Drawn:
         """A window of ``length`` frames."""
@@ -81,59 +86,16 @@ class EpisodeStore:
         return Drawn(self.episodes[number], Span(last + 1 - length, length))
 
     def _fitting(self, length: int) -> dict[Key, list[tuple[int, int]]]:
-        """The index without last frames that come too early for ``length``."""
+        """The index without last frames that come too early for ``length``; galleries serve single pairs."""
         cached = self._by_length.get(length)
         if cached is None:
             kept = {
                 key: [(number, last) for number, last in entries if last + 1 >= length]
                 for key, entries in self._index.items()
             }
+            for key, entries in self._pairs.items() if length == 2 else ():
+                kept[key] = kept.get(key, []) + entries
             cached = self._by_length[length] = {key: entries for key, entries in kept.items() if entries}
         if not cached:
             raise ValueError(f"no episode is long enough for windows of {length} frames")
         return cached
-
-
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_RGB = np.linalg.inv(_YIQ)
-
-
-def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One change of colours and of view for a whole window, so that motion stays what it was.
-
-    Hue is turned, contrast and brightness scaled; the view is turned, scaled, sheared and shifted a little.
-
-    Args:
-        frames: (T, H, W, 3) uint8.
-        rng: source of the change.
-    """
-    colours = _colour_change(rng)
-    view = _view_change(frames.shape[1:3], rng)
-    size = frames.shape[2], frames.shape[1]
-    out = np.empty_like(frames)
-    for i, frame in enumerate(frames):
-        moved = cv2.warpAffine(frame, view, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        out[i] = cv2.transform(moved, colours)
-    return out
-
-
-def _colour_change(rng: np.random.Generator) -> np.ndarray:
-    """(3, 4) matrix from RGB to RGB."""
-    turn = rng.uniform(-np.pi, np.pi) if rng.random() < 0.6 else rng.uniform(-0.2, 0.2)
-    c, s = np.cos(turn), np.sin(turn)
-    chroma = rng.uniform(0.6, 1.3)
-    hue = np.array([[1.0, 0.0, 0.0], [0.0, c * chroma, -s * chroma], [0.0, s * chroma, c * chroma]])
-    matrix = _RGB @ hue @ _YIQ * rng.uniform(0.75, 1.35)
-    return np.hstack([matrix, np.full((3, 1), rng.uniform(-25.0, 25.0))])
-
-
-def _view_change(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """(2, 3) affine matrix about the middle of a frame of (height, width) ``size``."""
-    turn, scale = rng.uniform(-0.12, 0.12), rng.uniform(0.88, 1.15)
-    shear_x, shear_y = rng.uniform(-0.12, 0.12, 2)
-    c, s = np.cos(turn), np.sin(turn)
-    skew = np.array([[1.0, shear_x], [shear_y, rng.uniform(0.9, 1.1)]])
-    linear = scale * np.array([[c, -s], [s, c]]) @ skew
-    middle = np.array([size[1], size[0]]) / 2.0
-    shift = middle - linear @ middle + rng.uniform(-0.07, 0.07, 2) * np.array([size[1], size[0]])
-    return np.hstack([linear, shift[:, None]])

@@ -21,7 +21,7 @@ from cosmos_reason_node.vision.resize import resize
 
 from .look import Split
 from .motion import PLANS, Controller, make_plan, rest_position
-from .scenes import BY_NAME, SCENES, Scene
+from .scenes import BY_NAME, SCENES
 from .simulator import Simulator, State
 
 CAMERA_FPS = 20
@@ -31,8 +31,11 @@ CAMERA_SIZE = (240, 320)  # (height, width), as a camera would deliver
 SMALL_CAMERA_SIZE = (120, 160)  # of most training episodes: renders twice as fast
 _SMALL_SHARE = 0.65
 FRAME_SIZE = (112, 112)  # nano's
-# Held-out seeds start here; training seeds lie below.
+# Held-out seeds start here; training seeds lie below, from GALLERY_SEED on those of galleries: episodes in
+# which every pair of frames has a look of its own. They show the vision tower, which sees one pair at a time,
+# far more cameras and colours than as many films would.
 HELD_OUT_SEED = 1_000_000
+GALLERY_SEED = 500_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Episode:
         frames: (F, 112, 112, 3) uint8 RGB at 4 frames per second.
         openness: (F,) 0 closed to 1 open.
         gap_m: (F, S, 3) from each skill's contact point to the hand.
+        points: (F, 2, 2) where hand and handle appear: x and y as shares of the frame's width and height.
+        gallery: whether every pair of frames has a look of its own.
     """
 
     seed: int
@@ -58,6 +63,8 @@ class Episode:
     frames: np.ndarray
     openness: np.ndarray
     gap_m: np.ndarray
+    points: np.ndarray
+    gallery: bool = False
 
 
 def split_of(seed: int) -> Split:
@@ -104,21 +111,36 @@ def run_episode(
         float(rng.uniform(0.0, 0.002)),
         rng,
     )
+    gallery = GALLERY_SEED <= seed < HELD_OUT_SEED
+    looks = np.random.default_rng((seed, 1))
     frames: list[np.ndarray] = []
+    points: list[np.ndarray] = []
     states: list[State] = []
-    try:
-        for step in range(steps):
-            state = simulator.state()
-            if on_step is not None:
-                on_step(step, simulator)
-            if step % STEPS_PER_FRAME == 0:
-                states.append(state)
-                if sample:
-                    frames.append(resize(simulator.render(), FRAME_SIZE))
-            simulator.step(*controller.move(state))
-    finally:
-        simulator.close()
-    return _record(seed, split, scene, plan_name, skill.task, frames, states)
+    for step in range(steps):
+        state = simulator.state()
+        if on_step is not None:
+            on_step(step, simulator)
+        if gallery and step % (2 * STEPS_PER_FRAME) == 0:
+            simulator.change_look(looks)
+        if step % STEPS_PER_FRAME == 0:
+            states.append(state)
+            if sample:
+                frames.append(resize(simulator.render(), FRAME_SIZE))
+                points.append(simulator.seen_at(np.stack([state.hand, state.handle])))
+        simulator.step(*controller.move(state))
+    gaps = [[state.gap(skill) for skill in scene.skills] for state in states]
+    return Episode(
+        seed=seed,
+        split=split,
+        scene=scene.name,
+        plan=plan_name,
+        task=skill.task,
+        frames=np.stack(frames) if frames else np.zeros((0, *FRAME_SIZE, 3), np.uint8),
+        openness=np.array([state.openness for state in states], np.float32),
+        gap_m=np.array(gaps, np.float32),
+        points=np.array(points, np.float32).reshape(-1, 2, 2),
+        gallery=gallery,
+    )
 
 
 def _start_openness(rng: np.random.Generator, opens: bool, plan_name: str) -> float:
@@ -128,22 +150,6 @@ def _start_openness(rng: np.random.Generator, opens: bool, plan_name: str) -> fl
     if rng.random() < 0.15:
         return float(rng.uniform(0.0, 0.5) if opens else rng.uniform(0.5, 1.0))
     return 0.0 if opens else 1.0
-
-
-def _record(
-    seed: int, split: Split, scene: Scene, plan: str, task: str, frames: list[np.ndarray], states: list[State]
-) -> Episode:
-    gaps = [[state.gap(skill) for skill in scene.skills] for state in states]
-    return Episode(
-        seed=seed,
-        split=split,
-        scene=scene.name,
-        plan=plan,
-        task=task,
-        frames=np.stack(frames) if frames else np.zeros((0, *FRAME_SIZE, 3), np.uint8),
-        openness=np.array([state.openness for state in states], np.float32),
-        gap_m=np.array(gaps, np.float32),
-    )
 
 
 def episode_path(root: Path, seed: int) -> Path:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
-from .episode import HELD_OUT_SEED, episode_path, run_episode, save_episode
+from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode
 
 
 def _make(job: tuple[str, int]) -> int:
@@ -23,21 +22,24 @@ def _quiet_worker() -> None:
     os.environ["LP_NUM_THREADS"] = "1"  # the software rasteriser's own threads
 
 
-def generate(root: Path, train: int, held_out: int, processes: int) -> int:
-    """Make episodes of seeds 0..train-1 and HELD_OUT_SEED..+held_out-1.
+def generate(root: Path, train: int, galleries: int, held_out: int, processes: int) -> int:
+    """Make episodes of seeds 0..train-1, GALLERY_SEED.. and HELD_OUT_SEED...
 
     Args:
         root: data directory.
         train: how many training episodes there shall be.
+        galleries: how many training episodes of many looks (see episode.py).
         held_out: how many held-out ones.
         processes: worker processes.
 
     Returns:
         Number of episodes made now.
     """
-    seeds: Iterable[int] = (*range(train), *range(HELD_OUT_SEED, HELD_OUT_SEED + held_out))
-    # A tenth of held-out episodes early on, so that an unfinished data set can be evaluated too.
-    jobs = [(str(root), seed) for seed in _mixed(list(seeds)) if not episode_path(root, seed).exists()]
+    splits = [
+        range(first, first + count)
+        for first, count in ((0, train), (GALLERY_SEED, galleries), (HELD_OUT_SEED, held_out))
+    ]
+    jobs = [(str(root), seed) for seed in _mixed(splits) if not episode_path(root, seed).exists()]
     started, done = time.monotonic(), 0
     _quiet_worker()
     with multiprocessing.get_context("spawn").Pool(processes, _quiet_worker) as pool:
@@ -53,10 +55,7 @@ def generate(root: Path, train: int, held_out: int, processes: int) -> int:
     return done
 
 
-def _mixed(seeds: list[int]) -> list[int]:
-    """Both splits evenly spread over the run."""
-    train = [seed for seed in seeds if seed < HELD_OUT_SEED]
-    held_out = [seed for seed in seeds if seed >= HELD_OUT_SEED]
-    keyed = [((i + 0.5) / len(train), seed) for i, seed in enumerate(train)]
-    keyed += [((i + 0.5) / len(held_out), seed) for i, seed in enumerate(held_out)]
+def _mixed(splits: list[range]) -> list[int]:
+    """All evenly spread over the run, so that an unfinished data set can be trained on and evaluated too."""
+    keyed = [((i + 0.5) / len(seeds), seed) for seeds in splits for i, seed in enumerate(seeds)]
     return [seed for _, seed in sorted(keyed)]

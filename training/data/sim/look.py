@@ -51,6 +51,25 @@ class Look:
         camera.azimuth, camera.elevation, camera.distance = self.azimuth, self.elevation, self.distance_m
         return camera
 
+    def project(self, points: np.ndarray, fovy: float, aspect: float) -> np.ndarray:
+        """Where points appear in the camera's image.
+
+        Args:
+            points: (N, 3) metres, world frame.
+            fovy: vertical field of view, degrees.
+            aspect: width by height.
+
+        Returns:
+            (N, 2) x and y as shares of width and height, from the top left; outside [0, 1] when unseen.
+        """
+        turn, rise = np.radians((self.azimuth, self.elevation))
+        ahead = np.array([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), np.sin(rise)])
+        right = np.array([np.sin(turn), -np.cos(turn), 0.0])
+        down = np.cross(ahead, right)
+        rays = points - (np.array(self.look_at) - self.distance_m * ahead)
+        half = (rays @ ahead) * np.tan(np.radians(fovy) / 2.0)
+        return np.stack([rays @ right / (half * aspect), rays @ down / half], axis=-1) / 2.0 + 0.5
+
 
 def _from_ranges(ranges: tuple[tuple[float, float], ...], rng: np.random.Generator) -> float:
     widths = np.array([high - low for low, high in ranges])

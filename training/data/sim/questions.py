@@ -20,6 +20,7 @@ from .scenes import BY_NAME, SCENES, Scene, Skill
 
 MOVE_AWAY = "move away, the task is done"
 _NO_SUCH_SHARE = 0.1
+_IMPOSSIBLE_SHARE = 0.35  # of affordances that are "no": an action is possible in few of the moments drawn
 
 
 def next_action(scene: Scene, skill: Skill, now: Phase) -> str:
@@ -40,7 +41,8 @@ def questions(episode: Episode, span: Span, rng: np.random.Generator) -> list[Sa
             samples.append(_completion(skill, done, rng))
         now = phase(skill, openness, gap_m[index])
         if now is not None:
-            samples.append(_affordance(scene, skill, now, rng))
+            if now is Phase.ACT or rng.random() < _IMPOSSIBLE_SHARE:
+                samples.append(_affordance(scene, skill, now, rng))
             samples.append(_next_free(scene, skill, now, rng))
             samples.append(_next_choice(scene, skill, now, rng))
     if rng.random() < _NO_SUCH_SHARE:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A metaworld scene under MuJoCo: placed, stepped, looked at.
 
-A fresh simulator per episode makes episodes reproducible by seed. A control step is 12.5 ms simulated.
+Loading a scene and uploading its meshes cost more than an episode, so a process keeps both; every simulator
+starts from fresh data, places the object and draws every look anew from the model as loaded, so that an
+episode depends on its seed alone. A control step is 12.5 ms simulated.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import mujoco
@@ -53,8 +56,39 @@ class State:
         return self.hand - self.point(skill, skill.contact)
 
 
+class _Stage:
+    """A scene's model as loaded, and its renderers; kept per process."""
+
+    def __init__(self, xml: str) -> None:
+        self.model = mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/{xml}"))
+        self.model.eq_data[:] = _HAND_WELD
+        self.model.vis.quality.shadowsize = 0
+        self.model.vis.quality.offsamples = 0
+        looks = (self.model.mat_rgba, self.model.light_diffuse, self.model.light_pos)
+        self._looks = [(array, array.copy()) for array in looks]
+        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
+
+    def restore_look(self) -> None:
+        """Undo what ``recolour`` changed."""
+        for array, loaded in self._looks:
+            array[:] = loaded
+
+    def renderer(self, size: tuple[int, int]) -> mujoco.Renderer:
+        """Renderer for images of (height, width)."""
+        if size not in self._renderers:
+            renderer = mujoco.Renderer(self.model, *size)
+            # Both cost more than all the rest.
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._renderers[size] = renderer
+        return self._renderers[size]
+
+
+_stage = functools.cache(_Stage)
+
+
 class Simulator:
-    """One scene, ready to step.
+    """One scene, ready to step. One at a time per process: scenes are shared.
 
     Args:
         scene: which.
@@ -74,23 +108,30 @@ class Simulator:
         hand: np.ndarray,
         render_size: tuple[int, int] | None,
     ) -> None:
-        self.scene = scene
-        self.model = mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/{scene.xml}"))
-        self.model.eq_data[:] = _HAND_WELD
+        self.scene, self._split = scene, split
+        self._stage = _stage(scene.xml)
+        self.model = self._stage.model
         self.model.body(scene.body).pos = rng.uniform(scene.low, scene.high)
-        self.model.vis.quality.shadowsize = 0
-        self.model.vis.quality.offsamples = 0
-        self.look = draw_look(split, rng)
-        recolour(self.model, split, rng)
         self.data = mujoco.MjData(self.model)
-        self._camera = self.look.camera()
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0  # markers of goals would give the answer away
-        self._renderer = mujoco.Renderer(self.model, *render_size) if render_size else None
-        if self._renderer is not None:  # both cost more than all the rest
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._renderer = self._stage.renderer(render_size) if render_size else None
+        self.change_look(rng)
         self._settle(scene.closed_qpos + openness * (scene.open_qpos - scene.closed_qpos), hand)
+
+    def change_look(self, rng: np.random.Generator) -> None:
+        """Draw camera, light and colours anew."""
+        self._stage.restore_look()
+        self.look = draw_look(self._split, rng)
+        self._camera = self.look.camera()
+        recolour(self.model, self._split, rng)
+
+    def seen_at(self, points: np.ndarray) -> np.ndarray:
+        """Where points appear: (N, 3) metres to (N, 2), x and y as shares of the image's width and height."""
+        if self._renderer is None:
+            raise RuntimeError("this simulator was made without a render_size")
+        aspect = self._renderer.width / self._renderer.height
+        return self.look.project(points, float(self.model.vis.global_.fovy), aspect)
 
     def _settle(self, qpos: float, hand: np.ndarray) -> None:
         """Bring the hand to its start while the object is held."""
@@ -132,8 +173,3 @@ class Simulator:
             raise RuntimeError("this simulator was made without a render_size")
         self._renderer.update_scene(self.data, camera=self._camera, scene_option=self._options)
         return self._renderer.render()
-
-    def close(self) -> None:
-        """Free the renderer's GL context."""
-        if self._renderer is not None:
-            self._renderer.close()
