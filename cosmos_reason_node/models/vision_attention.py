@@ -2,9 +2,9 @@
 """Attention of the vision tower, over all of its segments at once.
 
 The tower attends within segments (windows, or whole temporal patches) that are given by their borders.
-transformers' class runs them one after the other; at nano's size that is most of a step's time. Segments of one
-length are independent problems of one shape, so they are one batch here: there are at most four lengths (inner
-windows, and those cut by the right edge, the lower edge, and both).
+transformers' class runs them one after the other: hundreds of small calls a layer. Segments of one length are
+independent problems of one shape, so they are one batch here; there are at most four lengths (inner windows,
+and those cut by the right edge, the lower edge, and both).
 
 Axes: N rows (patches), S segments of one length, L rows of a segment, H heads, C channels of a head.
 """
@@ -53,14 +53,13 @@ class SegmentAttention(nn.Module):
         rows = len(hidden_states)
         query, key, value = self.qkv(hidden_states).view(rows, 3, self._heads, -1).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        borders = cu_seqlens.tolist()
-        lengths = [end - start for start, end in zip(borders, borders[1:], strict=False)]
-        kinds = set(lengths)
+        lengths = cu_seqlens.diff()
+        kinds = set(lengths.tolist())
         if len(kinds) == 1:
-            attended = _attend(query, key, value, lengths[0])
+            attended = _attend(query, key, value, kinds.pop())
         else:
             attended = torch.empty_like(query)
-            length_of_row = torch.repeat_interleave(cu_seqlens.diff(), cu_seqlens.diff())
+            length_of_row = torch.repeat_interleave(lengths, lengths)
             for length in kinds:
                 of_kind = (length_of_row == length).nonzero()[:, 0]
                 attended[of_kind] = _attend(query[of_kind], key[of_kind], value[of_kind], length)

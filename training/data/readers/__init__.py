@@ -1,2 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
 """One reader a layout; each yields ``schema.Sample`` and reports what it had to leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..problems import DataError, Problem, Report
+from ..schema import Sample
+from . import cosmos_reason, jsonl, lerobot, llava
+
+Reader = Callable[[Path, Report], Iterator[Sample]]
+READERS: dict[str, Reader] = {
+    "samples": jsonl.read_samples,
+    "lerobot": lerobot.read,
+    "llava": llava.read,
+    "cosmos_reason": cosmos_reason.read,
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Samples and where their media are.
+
+    Attributes:
+        root: folder that media paths start in.
+        layout: name of the reader (READERS).
+        samples: all that are valid, in the files' order, with unique ids.
+        report: rows read, rows left out, and why.
+    """
+
+    root: Path
+    layout: str
+    samples: tuple[Sample, ...]
+    report: Report
+
+
+def find_layout(root: Path) -> str:
+    """Which reader a folder needs.
+
+    Raises:
+        DataError: there is no such folder, or it holds nothing known.
+    """
+    if not root.is_dir():
+        raise DataError([Problem(str(root), 0, "", "is no folder: give the folder that holds the data set")])
+    if any(root.glob(jsonl.PATTERN)):
+        return "samples"
+    if (root / lerobot.INFO).is_file():
+        return "lerobot"
+    if llava.data_files(root):
+        return "llava"
+    if cosmos_reason.data_files(root):
+        return "cosmos_reason"
+    if any(root.glob("*.mcap")) or any(root.glob("*.db3")):
+        what = f"is a bag: `python -m training.data bag {root} OUT` makes a data set of it"
+        raise DataError([Problem(str(root), 0, "", what)])
+    what = (
+        "holds no data set: expected samples.jsonl, meta/info.json (LeRobot), or JSON files with "
+        "conversations or qa_pairs, here or one folder down"
+    )
+    raise DataError([Problem(str(root), 0, "", what)])
+
+
+def open_data_set(root: Path, layout: str = "", *, strict: bool = True) -> DataSet:
+    """Read a data set of any known layout; its media are not opened.
+
+    Args:
+        root: its folder.
+        layout: name of the reader; "" = find out.
+        strict: any problem is an error. Otherwise bad rows are left out and counted in the report.
+
+    Raises:
+        DataError: with all problems, when strict; or there is nothing to read at all.
+    """
+    report = Report()
+    layout = layout or find_layout(root)
+    samples = tuple(_unique(READERS[layout](root, report), root, report))
+    if strict:
+        report.raise_if_any()
+    if not samples:
+        report.add(root, 0, "", "holds no usable sample")
+        raise DataError(report.problems)
+    return DataSet(root, layout, samples, report)
+
+
+def _unique(samples: Iterator[Sample], root: Path, report: Report) -> Iterator[Sample]:
+    """Samples without those that repeat an id; the first one stays."""
+    seen: dict[str, str] = {}
+    for sample in samples:
+        origin = sample.provenance
+        if sample.sample_id in seen:
+            what = f"id {sample.sample_id!r} was used by {seen[sample.sample_id]}: give each row an id of its own"
+            report.bad_row(root / origin.file, origin.row, what)
+        else:
+            seen[sample.sample_id] = f"{origin.file}, row {origin.row}"
+            yield sample
