@@ -91,7 +91,8 @@ def _unique(samples: Iterator[Sample], root: Path, report: Report) -> Iterator[S
     for sample in samples:
         origin = sample.provenance
         if sample.sample_id in seen:
-            what = f"id {sample.sample_id!r} was used by {seen[sample.sample_id]}: give each row an id of its own"
+            first = seen[sample.sample_id]
+            what = f"id {sample.sample_id!r} was used by {first}: give each row an id of its own"
             report.bad_row(root / origin.file, origin.row, what)
         else:
             seen[sample.sample_id] = f"{origin.file}, row {origin.row}"

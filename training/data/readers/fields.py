@@ -111,6 +111,15 @@ class Fields:
         return value
 
 
+def file_head(path: Path) -> bytes:
+    """The first bytes of a file, to tell its layout by; none when it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(1 << 16)
+    except OSError:
+        return b""
+
+
 def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any]]:
     """The rows of a JSON Lines file, or of a JSON file that holds a list; (1-based row, value).
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a data set keeps the clip that a row names: as a file, under another folder, or in an archive."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from .. import archive
+from ..media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..problems import FieldErrors, Report
+from ..schema import Frames, Media, Video, path_errors
+
+T = TypeVar("T")
+
+# The released AV clips are called <id>.camera_front_wide_120fov.mp4, their rows <id>.mp4.
+_AV_VIEW = ".camera_front_wide_120fov"
+_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+
+
+class Clips:
+    """The media files of one folder of a data set; listed once, archives only when a file is not beside them.
+
+    Args:
+        root: the data set.
+        folder: in which rows' paths start; ``root`` or a folder in it.
+        report: for archives that cannot be read.
+    """
+
+    def __init__(self, root: Path, folder: Path, report: Report) -> None:
+        self._root, self._folder, self._report = root, folder, report
+        self._files: dict[str, list[Path]] | None = None
+        self._members: dict[str, list[tuple[Path, str]]] | None = None
+
+    def media(self, name: str, field: str) -> Media:
+        """The clip or picture that a row calls ``name``; where there is none, its path all the same.
+
+        Raises:
+            FieldErrors: the name leads out of the data set, or several files could be meant.
+        """
+        path, member = self.find(name, field)
+        if not (member or path).lower().endswith(IMAGE_SUFFIXES):
+            return Video(path, member)
+        if member:
+            raise FieldErrors([(field, f"{name!r} lies in an archive; unpack pictures: `tar -xf {path}`")])
+        return Frames((path,), (0,))
+
+    def find(self, name: str, field: str) -> tuple[str, str]:
+        """(path relative to the data set, member of the archive at that path or "")."""
+        errors = [(field, what) for what in path_errors(name)]
+        if errors:
+            raise FieldErrors(errors)
+        if (self._folder / name).is_file():
+            return self._relative(self._folder / name), ""
+        found = self._best(name, field, [(path, self._relative(path)) for path in self._listed(name)])
+        if found is not None:
+            return self._relative(found), ""
+        inside = self._best(name, field, [((path, inner), inner) for path, inner in self._archived(name)])
+        if inside is not None:
+            return self._relative(inside[0]), inside[1]
+        return self._relative(self._folder / name), ""
+
+    def _best(self, name: str, field: str, candidates: list[tuple[T, str]]) -> T | None:
+        """Of (candidate, its path) the one that shares most of the path's end with ``name``."""
+        if not candidates:
+            return None
+        scored = sorted(
+            ((_shared_end(name, shown), shown, found) for found, shown in candidates), key=_by_end
+        )
+        if len(scored) > 1 and scored[0][0] == scored[1][0]:
+            both = f"{scored[0][1]} and {scored[1][1]}"
+            raise FieldErrors(
+                [(field, f"{name!r} could be {both}: give the path from the data set's folder")]
+            )
+        return scored[0][2]
+
+    def _listed(self, name: str) -> list[Path]:
+        if self._files is None:
+            self._files = {}
+            for folder, folders, files in os.walk(self._folder):
+                folders.sort()
+                for file in sorted(files):
+                    if file.lower().endswith(_SUFFIXES):
+                        _add(self._files, file, Path(folder) / file)
+        return self._files.get(PurePosixPath(name).name, [])
+
+    def _archived(self, name: str) -> list[tuple[Path, str]]:
+        if self._members is None:
+            self._members = {}
+            for path in sorted(p for p in self._folder.iterdir() if archive.is_archive(p)):
+                try:
+                    for member, _ in archive.members(path):
+                        if not list(path_errors(member)):
+                            _add(self._members, PurePosixPath(member).name, (path, member))
+                except archive.ArchiveError as error:
+                    self._report.add(path, 0, "", str(error))
+        return self._members.get(PurePosixPath(name).name, [])
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+def _add(index: dict[str, list[T]], name: str, found: T) -> None:
+    index.setdefault(name, []).append(found)
+    if _AV_VIEW in name:
+        index.setdefault(name.replace(_AV_VIEW, ""), []).append(found)
+
+
+def _shared_end(a: str, b: str) -> int:
+    pairs = zip(reversed(PurePosixPath(a).parts), reversed(PurePosixPath(b).parts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _by_end(scored: tuple[int, str, Any]) -> tuple[int, str]:
+    return -scored[0], scored[1]
