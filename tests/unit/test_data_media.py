@@ -18,7 +18,8 @@ from cosmos_reason_node.vision.patchify import PatchSpec
 from cosmos_reason_node.window import Offer, TimeGrid, WindowBuffer
 from tests.unit.video_files import steady, write_video
 from training.data import archive
-from training.data.media import MediaError, WindowSpec, choose, load_window, open_video
+from training.data.clip import open_video
+from training.data.media import MediaError, WindowSpec, choose, load_window
 from training.data.schema import Frames, Grid, Video
 
 SPEC = WindowSpec(250_000_000, 8, PatchSpec(), max_pixels=28 * 28 * 4)

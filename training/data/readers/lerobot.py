@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow.lib
-import pyarrow.parquet
 
 from cosmos_reason_node.types import Query, QueryKind
 
@@ -35,7 +32,8 @@ _ROBOTS = {
     "robot_arm": r"so-?10\d|koch|lekiwi|aloha|widowx|franka|panda|xarm|ur\d|kuka|openarm|piper|trossen",
     "humanoid": r"g1|h1|gr1|humanoid|reachy|hope",
 }
-_ERRORS = (OSError, ValueError, KeyError, pyarrow.lib.ArrowException)
+# pyarrow's own errors are subclasses of these.
+_ERRORS = (OSError, ValueError, KeyError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,7 @@ def _episode_rows(root: Path, info: _Info, report: Report) -> Iterator[tuple[int
         report.add(root / "meta" / "episodes", 0, "", "holds no parquet files: download the data set again")
     for path in paths:
         try:
-            names = [n for n in pyarrow.parquet.read_schema(path).names if not n.startswith("stats/")]
-            rows = pyarrow.parquet.read_table(path, columns=names).to_pylist()
+            rows = _parquet(path, lambda name: not name.startswith("stats/")).to_pylist()
         except _ERRORS as error:
             report.add(path, 0, "", f"cannot be read ({error}): download it again")
             continue
@@ -194,11 +191,17 @@ def _fill(template: str, values: Mapping[str, Any]) -> str:
     return _PLACE.sub(value, template)
 
 
+def _parquet(path: Path, wanted: Callable[[str], bool]) -> Any:
+    """The columns of a parquet file whose names are wanted, a pyarrow.Table."""
+    import pyarrow.parquet  # here: 170 MB that only this layout needs
+
+    names = [name for name in pyarrow.parquet.read_schema(path).names if wanted(name)]
+    return pyarrow.parquet.read_table(path, columns=names)
+
+
 def _read_table(path: Path) -> dict[str, list[Any]]:
     """The columns of a data file that say something about time and outcome."""
-    names = pyarrow.parquet.read_schema(path).names
-    wanted = [n for n in ("episode_index", "timestamp", _SUCCESS, _SUBTASK) if n in names]
-    return pyarrow.parquet.read_table(path, columns=wanted).to_pydict()
+    return _parquet(path, ("episode_index", "timestamp", _SUCCESS, _SUBTASK).__contains__).to_pydict()
 
 
 def _of_episode(table: dict[str, list[Any]], index: int) -> dict[str, list[Any]]:
@@ -214,7 +217,7 @@ def _names(root: Path, what: str) -> dict[int, str]:
     """Texts by index of meta/{what}s.parquet (v3) or .jsonl; {} where there is no such file."""
     path = root / "meta" / f"{what}s.parquet"
     if path.is_file():
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows = _parquet(path, lambda _: True).to_pylist()
     elif path.with_suffix(".jsonl").is_file():
         rows = [
             json.loads(line) for line in path.with_suffix(".jsonl").read_text("utf-8").splitlines() if line

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video file: the times of its frames, and the frames that are asked for. PyAV (FFmpeg)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from cosmos_reason_node.vision.resize import resize
+
+from . import archive
+from .media import NS, MediaError, WindowSpec, check_file
+from .schema import Video
+
+# Containers that hold their own frames. Playlists (HLS, ffconcat) are not among them: they open other files.
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,m4v,gif"
+# Times in headers are rounded: a frame this much before a part's begin belongs to it, seconds.
+_EDGE_S = 1e-3
+
+
+class Clip:
+    """An open video: the times of its frames, and the frames.
+
+    Args:
+        source: a path or a seekable file.
+        part: which part of it.
+        shown: its name in messages.
+
+    Raises:
+        MediaError: it cannot be opened, holds no frames, or is cut off.
+    """
+
+    def __init__(self, source: Any, part: Video, shown: str) -> None:
+        self._shown = shown
+        try:
+            self._container = av.open(source, options={"format_whitelist": _CONTAINERS})
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise self._bad(error) from error
+        try:
+            if not self._container.streams.video:
+                raise MediaError(f"{shown} holds no video stream: check what wrote it")
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_count = 1  # parallel over clips, not within one
+            self._origin = self._stream.start_time or 0
+            self._base = self._stream.time_base or Fraction(1, av.time_base)
+            times = self._packet_times(part) or self._frame_times()
+            low, high = _bounds(part)
+            self._times = [pts for pts in times if low <= self._ns(pts) < high]
+            if not self._times:
+                raise MediaError(
+                    f"{shown} has no frame from {part.start_s:g} s on"
+                    + (f" and before {part.end_s:g} s" if part.end_s is not None else "")
+                    + ": correct the part's times, or download the file again"
+                )
+            self.stamps_ns = [self._ns(pts) for pts in self._times]
+        except BaseException:
+            self._container.close()
+            raise
+
+    def close(self) -> None:
+        """Release the file."""
+        self._container.close()
+
+    def read(self, indices: Sequence[int], spec: WindowSpec) -> dict[int, np.ndarray]:
+        """Frames by index into ``stamps_ns``, (h, w, 3) uint8 RGB at the model's size.
+
+        Raises:
+            MediaError: one of them cannot be decoded.
+        """
+        wanted = {self._times[index]: index for index in indices}
+        found = self._decode(wanted, spec, min(wanted))
+        if len(found) < len(wanted):  # the seek landed behind a frame that it needs
+            found |= self._decode(wanted, spec, self._origin)
+        missing = sorted(set(indices) - set(found))
+        if missing:
+            at_s = self.stamps_ns[missing[0]] / NS
+            raise MediaError(f"{self._shown}: the frame at {at_s:.2f} s cannot be decoded; download it again")
+        return found
+
+    def _decode(self, wanted: dict[int, int], spec: WindowSpec, seek: int) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        last = max(wanted)
+        try:
+            self._container.seek(seek, stream=self._stream)
+            for frame in self._container.decode(self._stream):
+                index = wanted.get(frame.pts) if frame.pts is not None else None
+                if index is not None and not frame.is_corrupt:
+                    found[index] = _rgb(frame, spec)
+                if len(found) == len(wanted) or (frame.pts is not None and frame.pts > last):
+                    break
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._bad(error) from error
+        return found
+
+    def _packet_times(self, part: Video) -> list[int]:
+        """Presentation times around ``part`` in the stream's time base, sorted; empty if there are none."""
+        times, count = [], 0
+        high = _bounds(part)[1]
+        try:
+            if part.start_s:
+                self._container.seek(self._pts(part.start_s), stream=self._stream)
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0:
+                    continue
+                count += 1
+                if packet.is_corrupt:
+                    raise self._bad(f"frame {count} is incomplete")
+                if packet.pts is None:
+                    return []
+                if not packet.is_discard:
+                    times.append(packet.pts)
+                if packet.dts is not None and self._ns(packet.dts) > high:
+                    return sorted(times)
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._bad(error) from error
+        promised = self._stream.frames if "mp4" in self._container.format.name and not part.start_s else 0
+        if count < promised:
+            raise MediaError(
+                f"{self._shown} is cut off: it holds {count} of {promised} frames; download or write it again"
+            )
+        return sorted(times)
+
+    def _frame_times(self) -> list[int]:
+        """The same by decoding everything, for containers whose packets carry no times."""
+        try:
+            self._container.seek(self._origin, stream=self._stream)
+            times = sorted({f.pts for f in self._container.decode(self._stream) if f.pts is not None})
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._bad(error) from error
+        if not times:
+            raise MediaError(f"{self._shown} holds no frame that can be decoded: download or write it again")
+        return times
+
+    def _ns(self, pts: int) -> int:
+        """Time since the first frame."""
+        return round((pts - self._origin) * self._base * NS)
+
+    def _pts(self, time_s: float) -> int:
+        return self._origin + round(time_s / self._base)
+
+    def _bad(self, error: object) -> MediaError:
+        return MediaError(
+            f"{self._shown} cannot be decoded ({error}): it is damaged, cut off or no video; try to play it, "
+            "or download it again"
+        )
+
+
+def _bounds(part: Video) -> tuple[float, float]:
+    """Begin and end of a part, nanoseconds since the first frame."""
+    low = (part.start_s - _EDGE_S) * NS
+    return low, np.inf if part.end_s is None else (part.end_s - _EDGE_S) * NS
+
+
+@contextmanager
+def open_video(root: Path, media: Video) -> Iterator[Clip]:
+    """Open a video of a data set, in its archive if it lies in one.
+
+    Raises:
+        MediaError: see Clip.
+    """
+    path = root / media.path
+    shown = f"{path}:{media.member}" if media.member else str(path)
+    source: Any
+    if media.member:
+        try:
+            source = archive.open_member(path, media.member)
+        except archive.ArchiveError as error:
+            raise MediaError(str(error)) from error
+        if source.getbuffer().nbytes == 0:
+            raise MediaError(f"{shown} is empty (0 bytes): download it again")
+    else:
+        check_file(path)
+        source = f"file:{path}"
+    clip = Clip(source, media, shown)
+    try:
+        yield clip
+    finally:
+        clip.close()
+
+
+def _rgb(frame: av.VideoFrame, spec: WindowSpec) -> np.ndarray:
+    image: np.ndarray = frame.to_ndarray(format="rgb24")
+    if frame.rotation % 360:  # phones record it beside the pixels; counter-clockwise degrees
+        image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+    return resize(image, spec.size_for(*image.shape[:2]))
