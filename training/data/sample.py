@@ -60,6 +60,8 @@ class Sample:
         answer: "yes", "no", an option's letter, or a phrase.
         reasoning: one or two short sentences that lead to the answer.
         provenance: where the video comes from.
+        group: name under which it is scored ("arrow_of_time", "relationship"); "" for the node's own queries,
+            whose kind says it.
     """
 
     span: Span
@@ -67,3 +69,4 @@ class Sample:
     answer: str
     reasoning: str
     provenance: Provenance
+    group: str = ""
