@@ -43,6 +43,11 @@ class Request:
         max_answer_tokens: bound on a free-form answer.
         sampling: applied to every branch.
         deadline_s: seconds of engine time after which the request fails with DEADLINE_EXCEEDED; 0 = none.
+        free: let the model write without the grammar: each answer is then its raw text (at most the query's
+            ``think_tokens`` plus ``max_answer_tokens`` tokens), verdict UNKNOWN, and the caller parses it.
+            For evaluation and RL, which must see a model break the format.
+        branch_seeds: a seed for each query instead of ``sampling.seed``: what a branch samples then does not
+            depend on the branches beside it. () = none.
     """
 
     request_id: str
@@ -51,6 +56,8 @@ class Request:
     max_answer_tokens: int = 48
     sampling: Sampling = Sampling()
     deadline_s: float = 0.0
+    free: bool = False
+    branch_seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

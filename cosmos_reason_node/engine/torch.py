@@ -30,7 +30,8 @@ from ..models.mrope import VideoGrid, text_positions
 from ..models.qwen2_5_vl import LoadedModel
 from ..types import Latency, ModelInfo, Query, Window
 from ..vision.patchify import patchify
-from .base import Done, Event, Failed, Request, Token
+from .base import Done, Event, Failed, Request, Sampling, Token
+from .free import FreeBranch
 from .grammar import Branch, ChoiceStep, Vocabulary
 from .sampling import branch_generator, choose, sample_token
 
@@ -133,7 +134,7 @@ class _Writing:
 
     index: int
     suffix: list[int]
-    grammar: Branch
+    grammar: Branch | FreeBranch
     generator: torch.Generator
     calibration: float
     cache: Any = None
@@ -154,6 +155,12 @@ class _Run:
         self._started = time.monotonic()
         self._seen = 0.0
         self._failures: list[Event] = []
+        if len(request.branch_seeds) not in (0, len(request.queries)):
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"give a seed for each of the {len(request.queries)} queries or none, not "
+                f"{len(request.branch_seeds)}",
+            )
         self._videos = [_video(self._model, window) for window in request.windows]
         spec = self._model.spec
         visual = [spec.patches.visual_tokens(video.grid) for video in self._videos]
@@ -264,6 +271,7 @@ class _Run:
         thinking = grammar.thinking
         step = grammar.step()
         if isinstance(step, ChoiceStep):
+            assert isinstance(grammar, Branch)  # only a grammar asks for choices
             text = grammar.choose(
                 *choose(logits, step.groups, sampling, writing.generator, writing.calibration)
             )
@@ -302,11 +310,22 @@ class _Run:
                 f"a prompt of {length} tokens, {think} of thought and {request.max_answer_tokens} of answer "
                 f"do not fit into the model's {engine._context}: ask for less",
             )
+        grammar = (
+            FreeBranch(engine.vocabulary, think + request.max_answer_tokens)
+            if request.free
+            else Branch(engine.vocabulary, query, think, request.max_answer_tokens)
+        )
+        seeds = request.branch_seeds
+        generator = (
+            branch_generator(Sampling(seed=seeds[index]), 0)
+            if seeds
+            else branch_generator(request.sampling, index)
+        )
         return _Writing(
             index,
             suffix,
-            Branch(engine.vocabulary, query, think, request.max_answer_tokens),
-            branch_generator(request.sampling, index),
+            grammar,
+            generator,
             self._model.spec.temperature.get(query.kind.name.lower(), 1.0),
         )
 
