@@ -11,6 +11,7 @@ held; and their times start at 0, which means "no stamp" to the node, so they ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +116,16 @@ def load_window(root: Path, media: Media, spec: WindowSpec) -> Window:
     return Window(media.camera, frames, choice.first_tick, choice.period_ns, held, spec.num_frames)
 
 
-def choose(stamps_ns: Sequence[int], spec: WindowSpec, *, relative: bool = False) -> Choice:
+def choose(
+    stamps_ns: Sequence[int], spec: WindowSpec, *, relative: bool = False, hold_s: float = math.inf
+) -> Choice:
     """Which frames the node would have kept of a camera with these stamps.
 
     Args:
-        stamps_ns: capture times, not decreasing, at least one.
+        stamps_ns: capture times in the order of arrival, at least one.
         spec: what the model wants.
         relative: times count from the begin of a recording, not from an epoch.
+        hold_s: longest hole that is bridged; longer ones restart the window (Config.max_hold_s).
     """
     period = spec.period_ns
     span = stamps_ns[-1] - stamps_ns[0]
@@ -132,7 +136,8 @@ def choose(stamps_ns: Sequence[int], spec: WindowSpec, *, relative: bool = False
         shift = 2 * period
     else:
         shift = 2 * period - stamps_ns[0] if stamps_ns[0] <= 0 else 0
-    buffer = WindowBuffer("", TimeGrid(period), spec.num_frames, max_hold_s=span / NS + 1.0)
+    hold_s = min(hold_s, abs(span) / NS + 1.0)
+    buffer = WindowBuffer("", TimeGrid(period), spec.num_frames, max_hold_s=hold_s)
     index_of: dict[int, int] = {}
     for index, stamp in enumerate(stamps_ns):
         if buffer.offer(stamp + shift) is Offer.SAMPLE:

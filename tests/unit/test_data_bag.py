@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign bags: both storages, any image topic, torn files; written with rosbags, no ROS needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from mcap.writer import Writer as McapWriter
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from cosmos_reason_node.vision.patchify import PatchSpec
+from training.data.bag import convert, messages
+from training.data.media import WindowSpec, load_window
+from training.data.problems import DataError, Report
+from training.data.readers import open_data_set
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+SPEC = WindowSpec(250_000_000, 8, PatchSpec(), frame_size=(28, 28))
+TICK = SPEC.period_ns
+EPOCH = 1_700_000_000 * 10**9 // (2 * TICK) * 2 * TICK  # the begin of a pair
+MCAP, SQLITE = StoragePlugin.MCAP, StoragePlugin.SQLITE3
+
+
+def header(stamp: int) -> Any:
+    time = TYPES["builtin_interfaces/msg/Time"](sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return TYPES["std_msgs/msg/Header"](stamp=time, frame_id="cam")
+
+
+def picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (28, 28, 3), np.uint8)
+
+
+def raw(stamp: int, number: int) -> tuple[str, Any]:
+    pixels = np.ascontiguousarray(picture(number)[:, :, ::-1]).reshape(28, -1)
+    padded = np.pad(pixels, ((0, 0), (0, 12)))  # rows with a gap behind them
+    kind = "sensor_msgs/msg/Image"
+    return kind, TYPES[kind](header(stamp), 28, 28, "bgr8", 0, padded.shape[1], padded.reshape(-1))
+
+
+def png(stamp: int, number: int) -> tuple[str, Any]:
+    data = np.frombuffer(cv2.imencode(".png", picture(number)[:, :, ::-1])[1].tobytes(), np.uint8)
+    kind = "sensor_msgs/msg/CompressedImage"
+    return kind, TYPES[kind](header(stamp), "png", data)
+
+
+def write_bag(path: Path, storage: StoragePlugin, topics: dict[str, list[tuple[str, Any]]]) -> Path:
+    with Writer(path, version=9, storage_plugin=storage) as writer:
+        connections = {
+            topic: writer.add_connection(topic, said[0][0], typestore=STORE) for topic, said in topics.items()
+        }
+        for i in range(max(map(len, topics.values()))):
+            for topic, said in topics.items():
+                if i < len(said):
+                    serialized = STORE.serialize_cdr(said[i][1], said[i][0])
+                    writer.write(connections[topic], EPOCH + i * 10**7, serialized)
+    return path
+
+
+def label(**changes: Any) -> dict[str, Any]:
+    row = {"topic": "/wrist/image", "at_s": 1.9, "kind": "affordance", "action": "pull", "answer": "yes"}
+    return row | changes
+
+
+def write_labels(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def camera(make: Any, count: int = 40) -> list[tuple[str, Any]]:
+    """Ten images a second."""
+    return [make(EPOCH + i * 10**8, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("storage", [MCAP, SQLITE])
+@pytest.mark.parametrize("make", [raw, png])
+def test_windows_at_labels(tmp_path: Path, storage: StoragePlugin, make: Any):
+    topics = {"/wrist/image": camera(make), "/other": camera(raw, 3)}
+    bag = write_bag(tmp_path / "bag ü", storage, topics)
+    labels = write_labels(tmp_path / "labels.jsonl", label(), label(at_s=3.9, split="test"))
+    report = Report()
+    samples = convert(bag, tmp_path / "out", report, spec=SPEC, labels=labels)
+    assert report.problems == []
+    assert open_data_set(tmp_path / "out").samples == tuple(samples)
+    first = load_window(tmp_path / "out", samples[0].media[0], SPEC)
+    # Of ten a second the first of each quarter: 0, 3, 5, 8, 10, ... up to 1.9 s.
+    np.testing.assert_array_equal(first.pixels(), [picture(i) for i in (0, 3, 5, 8, 10, 13, 15, 18)])
+    assert first.first_tick == EPOCH // TICK
+    assert (samples[0].provenance.source, samples[0].media[0].camera) == ("bag", "wrist")
+    assert (samples[0].split, samples[1].split) == ("train", "test")
+    assert samples[0].to_query().action == "pull"
+
+
+def test_a_second_run_goes_on_with_what_is_there(tmp_path: Path):
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": camera(raw)})
+    labels = write_labels(tmp_path / "l.jsonl", label())
+    convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    (one, *_), before = (
+        sorted((tmp_path / "out").rglob("*.png")),
+        (tmp_path / "out/samples.jsonl").read_text(),
+    )
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png") if path != one}
+    data = one.read_bytes()
+    one.unlink()
+    (tmp_path / "out/samples.jsonl").unlink()
+    convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    assert one.read_bytes() == data
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (tmp_path / "out/samples.jsonl").read_text() == before
+
+
+def test_a_long_hole_restarts_the_window_as_in_the_node(tmp_path: Path):
+    images = [raw(EPOCH + i * TICK, i) for i in (0, 1, 2, 3, 10, 11, 12, 13)]
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": images})
+    labels = write_labels(tmp_path / "l.jsonl", label(at_s=99))
+    (sample,) = convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    window = load_window(tmp_path / "out", sample.media[0], SPEC)
+    np.testing.assert_array_equal(window.pixels(), [picture(i) for i in (10, 11, 12, 13)])
+
+
+def test_bad_labels_and_images_are_named(tmp_path: Path):
+    images = camera(raw)
+    images[3][1].data = images[3][1].data[:-5]  # the frame of one tick is cut off
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": images})
+    rows = [
+        label(topic="/none"),
+        label(at_s=-1),
+        label(answer="perhaps"),
+        label(),
+        label(at_s=3.9),
+        {"at_s": 1.0},
+    ]
+    report = Report()
+    samples = convert(
+        bag, tmp_path / "out", report, spec=SPEC, labels=write_labels(tmp_path / "l.jsonl", *rows)
+    )
+    assert [sample.provenance.row for sample in samples] == [5]
+    found = {(problem.row, problem.field) for problem in report.problems}
+    assert found == {(1, "topic"), (2, "at_s"), (3, "answer"), (4, ""), (6, "topic")}
+    assert any("/wrist/image" in problem.message for problem in report.problems)
+    assert any("1 of its frames cannot be used" in problem.message for problem in report.problems)
+
+
+def test_topic_names_cannot_leave_the_data_set(tmp_path: Path):
+    bag = write_bag(tmp_path / "bag", MCAP, {"/../../x": camera(raw)})
+    labels = write_labels(tmp_path / "l.jsonl", label(topic="/../../x"))
+    (sample,) = convert(bag, tmp_path / "a" / "b", Report(), spec=SPEC, labels=labels)
+    assert len(load_window(tmp_path / "a" / "b", sample.media[0], SPEC).frames) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "bag", "l.jsonl"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"b"}
+
+
+def test_a_torn_mcap_is_read_up_to_the_tear(tmp_path: Path):
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": camera(raw)})
+    (bag / "metadata.yaml").unlink()
+    report = Report()
+    recorded = list(messages(bag, ("sensor_msgs/msg/Image",), report))
+    assert len(recorded) == 40  # without metadata.yaml the file alone is whole
+    assert report.problems == []
+    (tmp_path / "torn").mkdir()
+    with open(tmp_path / "torn" / "torn_0.mcap", "wb") as stream:
+        writer = McapWriter(stream, chunk_size=4096)
+        writer.start(profile="ros2")
+        schema = writer.register_schema(recorded[0].type, "ros2msg", recorded[0].definition.encode())
+        channel = writer.register_channel("/wrist/image", "cdr", schema)
+        for i, message in enumerate(recorded):
+            writer.add_message(channel, EPOCH + i, message.serialized, EPOCH + i)
+        stream.write(b"\x06\xff\xff\x00\x00\x00\x00\x00\x00half a chunk")  # and then it was killed
+    labels = write_labels(tmp_path / "l.jsonl", label())
+    samples = convert(tmp_path / "torn", tmp_path / "out", report, spec=SPEC, labels=labels)
+    assert len(samples) == 1
+    (problem,) = report.problems
+    assert "is not complete" in problem.message
+    assert "bag_repair" in problem.message
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 99])
+@pytest.mark.parametrize("suffix", [".mcap", ".db3"])
+def test_what_is_no_bag_is_an_error(tmp_path: Path, suffix: str, content: bytes):
+    file = tmp_path / f"x{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="is no bag that can be read"):
+        convert(file, tmp_path / "out", Report(), spec=SPEC)
+    with pytest.raises(DataError, match="no such bag"):
+        convert(tmp_path / "none", tmp_path / "out", Report(), spec=SPEC)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no bag"):
+        convert(tmp_path / "empty", tmp_path / "out", Report(), spec=SPEC)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded bags as data sets: rosbag2, MCAP and sqlite3, the node's own bags and foreign ones.
+
+A decision of the node names the capture stamp of every frame it saw. Its window is rebuilt of exactly those
+images, by the node's own conversion, and stored without loss beside ``samples.jsonl``; so a data set made of
+a bag gives the model bit for bit what the node gave it. Of other bags, windows end where a labels file says::
+
+    {"topic": "/image_raw", "at_s": 12.5, "kind": "task_completion", "task": "open the box", "answer": "no"}
+
+Two passes over the bag: the first reads stamps, decisions and statuses, the second converts the images that
+are wanted. An interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+from mcap.exceptions import McapError
+from mcap.records import Channel, Message, Schema
+from mcap.stream_reader import CRCValidationError, StreamReader
+from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from cosmos_reason_node.errors import CosmosReasonError
+from cosmos_reason_node.prompt import letter
+from cosmos_reason_node.ros import cdr
+from cosmos_reason_node.ros.convert import convert_compressed, convert_image
+from cosmos_reason_node.types import Query, QueryKind, Verdict
+
+from .media import WindowSpec, choose
+from .problems import DataError, FieldErrors, Problem, Report
+from .readers.fields import Fields, json_rows
+from .readers.jsonl import sample_from_json, write_samples
+from .schema import SCHEMA_VERSION, Frames, Grid, Provenance, Sample, Style, query_fields
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+DECISION, STATUS = "cosmos_reason_msgs/msg/Decision", "cosmos_reason_msgs/msg/Status"
+# The node's default (Config.max_hold_s): windows of foreign bags restart after longer holes.
+_HOLD_S = 1.0
+_NS = 1_000_000_000
+_BAD_BAG = (ReaderError, OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError)
+_TORN = (McapError, CRCValidationError, EOFError, *_BAD_BAG)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A message in a bag.
+
+    Attributes:
+        topic: as recorded.
+        type: "pkg/msg/Name".
+        definition: text of its type and all types in it; "" = the bag has none.
+        serialized: CDR bytes.
+    """
+
+    topic: str
+    type: str
+    definition: str
+    serialized: bytes
+
+
+@dataclass
+class Index:
+    """What the first pass finds.
+
+    Attributes:
+        stamps_ns: capture stamps of each image topic, in the order of arrival.
+        sizes: (height, width) of each image topic's first image.
+        decisions: deserialised messages.
+        topics: by camera name, as the node's status says.
+    """
+
+    stamps_ns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    decisions: list[Any] = field(default_factory=list)
+    topics: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window to store; ``size`` is (height, width) of its frames."""
+
+    topic: str
+    camera: str
+    stamps_ns: tuple[int, ...]
+    grid: Grid
+    size: tuple[int, int]
+
+
+def convert(
+    bag: Path,
+    out: Path,
+    report: Report,
+    *,
+    spec: WindowSpec,
+    labels: Path | None = None,
+    split: str = "train",
+) -> list[Sample]:
+    """Make a data set of a bag.
+
+    Args:
+        bag: rosbag2 directory, or one .mcap or .db3 file.
+        out: folder of the data set; made when missing.
+        report: gets what is wrong. ``rows`` counts decisions and labels.
+        spec: windows at labels; those of decisions are what they were.
+        labels: JSON list or JSON Lines with ``topic``, ``at_s`` (seconds after the topic's first image: the
+            window's end) and the fields of a sample.
+        split: of all samples.
+
+    Returns:
+        The samples, as written to ``out``; none is written when there are none.
+
+    Raises:
+        DataError: the bag cannot be read at all.
+        OSError: ``out`` cannot be written.
+    """
+    index = read_index(bag, report)
+    wanted: list[tuple[int, str, Sample, tuple[_Window, ...]]] = []
+    for row, decision in enumerate(index.decisions, 1):
+        report.rows += 1
+        try:
+            found = _of_decision(decision, row, bag, index, split)
+        except FieldErrors as error:
+            report.bad_row(f"{bag} decisions", row, error)
+        else:
+            wanted += [(row, f"{bag} decisions", *found)] if found else []
+    for row, value in json_rows(labels, str(labels), report) if labels else ():
+        try:
+            wanted.append((row, str(labels), *_of_label(value, row, bag, index, spec, split)))
+        except FieldErrors as error:
+            report.bad_row(labels, row, error)
+    failed = _store_images(bag, out, [window for *_, windows in wanted for window in windows])
+    samples = []
+    for row, file, sample, windows in wanted:
+        media = tuple(_frames(window) for window in windows)
+        lost = [failed[path] for frames in media for path in dict.fromkeys(frames.paths) if path in failed]
+        if lost:
+            report.bad_row(file, row, f"{len(lost)} of its frames cannot be used: {lost[0]}")
+        else:
+            samples.append(dataclasses.replace(sample, media=media))
+    if samples:
+        write_samples(out, samples)
+    return samples
+
+
+def read_index(bag: Path, report: Report) -> Index:
+    """First pass over a bag.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
+    index = Index()
+    types = _Types()
+    for message in messages(bag, (IMAGE, COMPRESSED, DECISION, STATUS), report):
+        try:
+            if message.type in (IMAGE, COMPRESSED):
+                index.stamps_ns[message.topic].append(cdr.read_stamp(message.serialized))
+                if message.topic not in index.sizes:
+                    index.sizes[message.topic] = _size(message)
+            elif message.type == DECISION:
+                index.decisions.append(types.deserialize(message))
+            else:
+                cameras = types.deserialize(message).cameras
+                index.topics |= {camera.name: camera.topic for camera in cameras}
+        except CosmosReasonError as error:
+            report.add(bag, 0, message.topic, error.message)
+        except Exception as error:  # definitions and bytes are foreign; rosbags raises what it meets
+            report.add(bag, 0, message.topic, f"a {message.type} cannot be read ({error})")
+    return index
+
+
+def messages(bag: Path, types: Iterable[str], report: Report) -> Iterator[Recorded]:
+    """Messages of some types, by the definitions in the bag.
+
+    A bag whose writer was killed is read up to the tear, which is reported.
+
+    Raises:
+        DataError: there is no bag, or nothing of it can be read.
+    """
+    for source in _sources(bag):
+        try:
+            reader = Reader(source)
+            reader.open()
+        except _BAD_BAG as error:
+            yield from _torn(source, error, set(types), report)
+            continue
+        try:
+            chosen = [connection for connection in reader.connections if connection.msgtype in types]
+            for connection, _, raw in reader.messages(chosen) if chosen else ():
+                yield Recorded(connection.topic, connection.msgtype, connection.msgdef.data, bytes(raw))
+        except _TORN as error:
+            report.add(source, 0, "", f"is damaged: messages after the damage are missing ({error})")
+        finally:
+            reader.close()
+
+
+def _sources(bag: Path) -> list[Path]:
+    """What to open: the directory where rosbag2's metadata.yaml is whole, else its files."""
+    if not bag.exists():
+        raise DataError([Problem(str(bag), 0, "", "there is no such bag")])
+    if not bag.is_dir():
+        return [bag]
+    try:
+        Reader(bag)
+        return [bag]
+    except _BAD_BAG:
+        files = sorted([*bag.glob("*.mcap"), *bag.glob("*.db3")])
+        if not files:
+            what = "holds no bag: expected metadata.yaml with .mcap or .db3 files"
+            raise DataError([Problem(str(bag), 0, "", what)]) from None
+        return files
+
+
+def _torn(source: Path, error: Exception, types: set[str], report: Report) -> Iterator[Recorded]:
+    files = sorted(source.glob("*.mcap")) if source.is_dir() else [source] if source.suffix == ".mcap" else []
+    count = 0
+    for file in files:
+        schemas: dict[int, Schema] = {}
+        channels: dict[int, Channel] = {}
+        with open(file, "rb") as stream:
+            try:
+                for record in StreamReader(stream, validate_crcs=True).records:
+                    if isinstance(record, Schema):
+                        schemas[record.id] = record
+                    elif isinstance(record, Channel):
+                        channels[record.id] = record
+                    elif isinstance(record, Message):
+                        count += 1
+                        channel = channels[record.channel_id]
+                        schema = schemas[channel.schema_id]
+                        if schema.name in types:
+                            text = schema.data.decode("utf-8", "replace")
+                            yield Recorded(channel.topic, schema.name, text, record.data)
+            except _TORN:
+                pass
+    if not count:
+        what = f"is no bag that can be read ({error}): was the recording cut off, or the copy?"
+        raise DataError([Problem(str(source), 0, "", what)])
+    what = (
+        f"is not complete ({error}); {count} messages were read. If its writer was killed, "
+        "`python -m cosmos_reason_node.ros.bag_repair` completes it"
+    )
+    report.add(source, 0, "", what)
+
+
+class _Types:
+    """Deserialises by the definitions in the bag."""
+
+    def __init__(self) -> None:
+        self._store = get_typestore(Stores.EMPTY)
+        self._known: set[str] = set()
+
+    def deserialize(self, message: Recorded) -> Any:
+        if message.type not in self._known:
+            if not message.definition:
+                raise ValueError(
+                    "the bag holds no definition of this type; record it with ROS 2 Iron or newer"
+                )
+            self._store.register(get_types_from_msg(message.definition, message.type))
+            self._known.add(message.type)
+        return self._store.deserialize_cdr(message.serialized, message.type)
+
+
+def _of_decision(
+    message: Any, row: int, bag: Path, index: Index, split: str
+) -> tuple[Sample, tuple[_Window, ...]] | None:
+    """Sample (without media) and windows of a decision; None where the model gave no answer."""
+    verdict = Verdict(message.verdict)
+    if message.error_code or verdict is Verdict.UNKNOWN or not message.windows:
+        return None
+    windows = tuple(_decision_window(info, index) for info in message.windows)
+    answer = {Verdict.YES: "yes", Verdict.NO: "no"}.get(verdict, message.answer)
+    own_words = message.kind == QueryKind.QUESTION
+    query = Query(
+        QueryKind(message.kind),
+        task=message.task,
+        action=message.action,
+        question=message.question if own_words else "",
+        options=tuple(message.options),
+        yes_no=own_words and verdict is not Verdict.CHOICE,
+    )
+    model = message.model
+    sample = Sample(
+        sample_id=message.decision_id or f"{bag.name}:{row}",
+        media=(),
+        answer=letter(message.option_index) if message.options else answer,
+        reasoning=message.reasoning,
+        style=Style.REASONING if message.reasoning.strip() else Style.UNDERSTANDING,
+        split=split,
+        provenance=Provenance("bag", bag.name, row, bag.name, f"{model.model_id}@{model.digest[:12]}"),
+        extra={"confidence": round(float(message.confidence), 6), "prompt_id": model.prompt_id},
+        **query_fields(query),
+    )
+    return sample, windows
+
+
+def _decision_window(info: Any, index: Index) -> _Window:
+    stamps = tuple(stamp.sec * _NS + stamp.nanosec for stamp in info.frame_stamps)
+    topic = _topic(info.camera, stamps, index)
+    missing = len(set(stamps) - set(index.stamps_ns[topic]))
+    if missing:
+        what = f"{missing} of its {len(set(stamps))} frames are not in the bag: record from earlier on"
+        raise FieldErrors([(f"camera {info.camera}", what)])
+    grid = Grid(_period_ns(info, stamps), info.first_tick)
+    return _Window(topic, info.camera, stamps, grid, (info.height, info.width))
+
+
+def _topic(camera: str, stamps: tuple[int, ...], index: Index) -> str:
+    if camera in index.topics:
+        return index.topics[camera]
+    holding = [topic for topic, all_stamps in index.stamps_ns.items() if set(stamps) <= set(all_stamps)]
+    named = [topic for topic in holding if camera in topic.split("/")]
+    found = named if len(named) == 1 else holding
+    if len(found) != 1:
+        what = "the bag has no status of the node that names its topic, and its frames do not tell: " + (
+            f"{', '.join(found)} all hold them" if found else "no image topic holds all of them"
+        )
+        raise FieldErrors([(f"camera {camera}", what)])
+    return found[0]
+
+
+def _period_ns(info: Any, stamps: tuple[int, ...]) -> int:
+    """Length of a tick: the message's fps is a float32; of the lengths near it, the one that fits the ticks."""
+
+    def held(period: int) -> int:
+        return sum(stamp // period != info.first_tick + i for i, stamp in enumerate(stamps))
+
+    about = round(_NS / info.fps)
+    nearby = sorted(range(max(1, about - 64), about + 65), key=lambda period: abs(period - about))
+    exact = next((period for period in nearby if held(period) == info.num_held), None)
+    if exact is None:
+        what = f"first_tick {info.first_tick} and {info.fps} fps do not fit its stamps: is the bag edited?"
+        raise FieldErrors([(f"camera {info.camera}", what)])
+    return exact
+
+
+def _of_label(
+    value: Any, row: int, bag: Path, index: Index, spec: WindowSpec, split: str
+) -> tuple[Sample, tuple[_Window, ...]]:
+    fields = Fields(value)
+    topic, at_s = fields.text("topic"), fields.number("at_s")
+    stamps = [stamp for stamp in index.stamps_ns.get(topic, []) if stamp > 0]
+    if not fields.errors and not stamps:
+        known = ", ".join(sorted(index.stamps_ns)) or "none"
+        fields.error("topic", f"{topic!r} has no image with a stamp in the bag; image topics: {known}")
+    if fields.errors:
+        raise FieldErrors(fields.errors)
+    until = [stamp for stamp in stamps if stamp <= stamps[0] + round(at_s * _NS)]
+    if not until:
+        raise FieldErrors([("at_s", f"{at_s:g} s is before the first image")])
+    record = {
+        "version": SCHEMA_VERSION,
+        "sample_id": f"{bag.name}:{topic}:{at_s:g}:{row}",
+        "provenance": {"source": "bag", "file": bag.name, "row": row, "episode": bag.name},
+        "split": split,
+        **{name: item for name, item in value.items() if name not in ("topic", "at_s")},
+    }
+    sample = sample_from_json(record)
+    choice = choose(until, spec, hold_s=_HOLD_S)
+    grid = Grid(choice.period_ns, choice.first_tick)
+    size = spec.size_for(*index.sizes[topic])
+    return sample, (_Window(topic, topic.strip("/").split("/")[0], choice.stamps_ns, grid, size),)
+
+
+def _frames(window: _Window) -> Frames:
+    paths = tuple(_path(window, stamp) for stamp in window.stamps_ns)
+    return Frames(paths, window.stamps_ns, grid=window.grid, camera=window.camera)
+
+
+def _path(window: _Window, stamp: int) -> str:
+    """The name tells what is in the file, so that a later run knows that it is there already."""
+    topic = re.sub(r"[^\w/]", "_", window.topic.strip("/"), flags=re.ASCII).replace("/", ".")
+    return f"frames/{topic}/{stamp}_{window.size[1]}x{window.size[0]}.png"
+
+
+def _store_images(bag: Path, out: Path, windows: list[_Window]) -> dict[str, str]:
+    """Second pass: one PNG for each image of the windows; returns why, for those that there is none of."""
+    failed = {_path(window, stamp): "the image is gone" for window in windows for stamp in window.stamps_ns}
+    wanted: dict[tuple[str, int], dict[str, tuple[int, int]]] = defaultdict(dict)
+    for window in windows:
+        for stamp in window.stamps_ns:
+            wanted[window.topic, stamp][_path(window, stamp)] = window.size
+    tears_were_reported = Report()
+    for message in messages(bag, (IMAGE, COMPRESSED), tears_were_reported) if wanted else ():
+        try:
+            stamp = cdr.read_stamp(message.serialized)
+        except CosmosReasonError:
+            continue
+        for path, size in wanted.pop((message.topic, stamp), {}).items():  # of equal stamps the first
+            try:
+                _store(message, out / path, size)
+                del failed[path]
+            except CosmosReasonError as error:
+                failed[path] = error.message
+    return failed
+
+
+def _size(message: Recorded) -> tuple[int, int]:
+    """(height, width) of an image."""
+    if message.type == IMAGE:
+        image = cdr.read_image(message.serialized)
+        return image.height, image.width
+    converted = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: (28, 28))
+    return converted.height, converted.width
+
+
+def _store(message: Recorded, path: Path, size: tuple[int, int]) -> None:
+    if path.exists():
+        return
+    if message.type == IMAGE:
+        rgb = convert_image(cdr.read_image(message.serialized), lambda *_: size).rgb
+    else:
+        rgb = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: size).rgb
+    data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
