@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 from cosmos_reason_node.decision import ParseError, parse_output
+from cosmos_reason_node.prompt import is_yes_no, letter
 from cosmos_reason_node.types import Query
 
 from .message import Answer
@@ -56,8 +57,9 @@ def take_apart(reply: Answer, query: Query) -> tuple[str, str]:
     """Reasoning and answer of a reply to ``query``.
 
     Reasoning stands in <think></think> (the opening tag may be missing: some chat templates put it into the
-    prompt) or apart from the text, the answer in <answer></answer>. Without these tags the text after the
-    reasoning is the answer to a multiple-choice question, where nothing but an option can be one.
+    prompt) or apart from the text, the answer in <answer></answer>; what stands before it without tags is
+    reasoning too. Without answer tags the text after the reasoning is the answer where it can only be an
+    option, yes or no.
 
     Raises:
         Rejected: "truncated" or "wrong_format".
@@ -66,10 +68,13 @@ def take_apart(reply: Answer, query: Query) -> tuple[str, str]:
         raise Rejected("truncated", f"cut off after {reply.output_tokens} tokens")
     match = _THINK.match(reply.text)
     inline, rest = (match["reasoning"], match["rest"]) if match else ("", reply.text)
-    reasoning = (reply.reasoning or inline).strip()
     answers = _ANSWER.findall(rest)
+    if answers and not match:
+        inline = rest[: rest.index("<answer>")]
+    reasoning = (reply.reasoning or inline).strip()
     left = _TAG.findall(_ANSWER.sub("", rest)) + _TAG.findall(inline)
-    if left or len(answers) > 1 or not (answers or query.options):
+    bounded = bool(query.options) or is_yes_no(query)
+    if left or len(answers) > 1 or not (answers or bounded):
         raise Rejected("wrong_format", f"no single <answer></answer> in {' '.join(rest.split())[:80]!r}")
     answer = (answers[0] if answers else rest).strip()
     if not answer or _TAG.search(answer):
@@ -77,9 +82,10 @@ def take_apart(reply: Answer, query: Query) -> tuple[str, str]:
     return reasoning, answer
 
 
-def chosen(answer: str, query: Query) -> int:
-    """Index of the option that ``answer`` names, by the parser that node and evaluation use; -1: none."""
+def decided(answer: str, query: Query) -> str:
+    """The option's letter, "yes" or "no" in an answer; "" = none. By the parser of node and evaluation."""
     try:
-        return parse_output(f"<think></think><answer>{answer}</answer>", query).option_index
+        parsed = parse_output(f"<think></think><answer>{answer}</answer>", query)
     except ParseError:
-        return -1
+        return ""
+    return letter(parsed.option_index) if query.options else parsed.verdict.name.lower()

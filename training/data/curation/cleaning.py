@@ -102,13 +102,13 @@ def rewrite(trace: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def check_trace(trace: str, question: str, letter: str, settings: Clean) -> None:
+def check_trace(trace: str, question: str, key: str, settings: Clean) -> None:
     """What a rewritten trace must hold to.
 
     Args:
         trace: after ``rewrite``.
         question: with its options; the trace is in a language of it.
-        letter: of the right option; "" for free questions.
+        key: the right answer; where it is a letter, the trace must not end with another one.
         settings: bounds.
 
     Raises:
@@ -126,8 +126,8 @@ def check_trace(trace: str, question: str, letter: str, settings: Clean) -> None
     if len(strays := _letters_of_other_scripts(trace, question)) > 1:
         raise Rejected("mixed_language", f"letters of another script: {''.join(strays[:10])}")
     conclusions = _CONCLUSION.findall(trace)
-    if letter and conclusions and conclusions[-1] != letter:
-        raise Rejected("disagrees", f"the trace ends with {conclusions[-1]}, the key is {letter}")
+    if len(key) == 1 and conclusions and conclusions[-1] != key:
+        raise Rejected("disagrees", f"the trace ends with {conclusions[-1]}, the key is {key}")
 
 
 def check_caption(caption: str, min_words: int) -> None:

@@ -40,8 +40,8 @@ class Select:
     Attributes:
         min_s, max_s: bounds on the length, seconds.
         min_side: shorter side, pixels.
-        min_motion: mean absolute change between frames 1/4 s apart, grey levels of 255; camera noise is
-            under 0.5.
+        min_motion: mean absolute change between frames 1/4 s apart, grey levels of 255; a robot arm at
+            work gives 1 to 3.
         min_sharpness: median over frames of the Laplacian's variance at 320 pixels; blurred video is under
             10.
         near_duplicate: two videos are one when their mean pictures and the courses of what moves in them
@@ -52,7 +52,7 @@ class Select:
     min_s: float = setting(2.0, low=0)
     max_s: float = setting(60.0, low=0)
     min_side: int = setting(112, low=1)
-    min_motion: float = setting(0.5, low=0)
+    min_motion: float = setting(0.3, low=0)
     min_sharpness: float = setting(10.0, low=0)
     near_duplicate: float = setting(0.97, low=0)
     workers: int = setting(2, low=1)

@@ -179,7 +179,7 @@ class Endpoint:
             self._check_running()
             number = await self._purse.send(key, request.step, most)
             try:
-                answer = await self._send(key, body, most)
+                answer = await self._send(key, request, body)
             except _Failure as failure:
                 used = most if failure.charged else Spent(1)
                 loss = None if self._again(failure, attempt) else self._lost(failure)
@@ -196,7 +196,7 @@ class Endpoint:
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    async def _send(self, key: str, body: Mapping[str, Any], most: Spent) -> Answer:
+    async def _send(self, key: str, request: Request, body: Mapping[str, Any]) -> Answer:
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         clock = time.monotonic()
         try:
@@ -207,7 +207,7 @@ class Endpoint:
                     extra_headers={"Idempotency-Key": key},
                     **body,
                 )
-            return read_answer(raw.text, most, started, time.monotonic() - clock, self.config)
+            return read_answer(raw.text, request, started, time.monotonic() - clock, self.config)
         except (TimeoutError, openai.APITimeoutError):
             detail = f"no answer within {self.config.timeout_s:g} s"
             raise _Failure("timeout", detail, retry=True, charged=True) from None

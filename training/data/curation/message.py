@@ -127,18 +127,16 @@ def request_body(request: Request, config: EndpointConfig) -> dict[str, Any]:
 
 def most_spent(request: Request, config: EndpointConfig) -> Spent:
     """The most a request may use up."""
-    pictures = sum(not isinstance(part, str) for part in request.content)
-    text = request.prompt.system + "".join(part for part in request.content if isinstance(part, str))
-    read = _estimate(text) + pictures * config.image_tokens + 50
+    read = _input_estimate(request, config)
     return Spent(1, read + request.call.max_tokens, _cost(read, request.call.max_tokens, config))
 
 
-def read_answer(text: str, most: Spent, started: str, seconds: float, config: EndpointConfig) -> Answer:
+def read_answer(text: str, request: Request, started: str, seconds: float, config: EndpointConfig) -> Answer:
     """The answer in the body of a response.
 
     Args:
         text: the body.
-        most: of the request, for endpoints that report no usage.
+        request: what was asked, for endpoints that report no usage.
         started: when it was sent.
         seconds: it took.
         config: of the endpoint.
@@ -160,7 +158,7 @@ def read_answer(text: str, most: Spent, started: str, seconds: float, config: En
         written = usage.get("completion_tokens")
         written = _estimate(said + thought) if written is None else int(written)
         read = usage.get("prompt_tokens")
-        read = max(0, most.tokens - written) if read is None else int(read)
+        read = _input_estimate(request, config) if read is None else int(read)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"no chat completion ({type(error).__name__} {error}): {' '.join(text[:80].split())!r}"
@@ -180,6 +178,13 @@ def read_answer(text: str, most: Spent, started: str, seconds: float, config: En
 
 def _cost(read: int, written: int, config: EndpointConfig) -> float:
     return round((read * config.input_price + written * config.output_price) / 1e6, 9)
+
+
+def _input_estimate(request: Request, config: EndpointConfig) -> int:
+    """Number of tokens of a request."""
+    pictures = sum(not isinstance(part, str) for part in request.content)
+    text = request.prompt.system + "".join(part for part in request.content if isinstance(part, str))
+    return _estimate(text) + pictures * config.image_tokens + 50
 
 
 def _estimate(text: str) -> int:

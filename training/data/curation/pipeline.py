@@ -14,12 +14,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cosmos_reason_node.prompt import user_text
 from cosmos_reason_node.video import VideoError
 
 from ..schema import Provenance, QuestionKind, Sample, Step, Style, Video
 from . import prompts, questions
-from .agreement import chosen, same_words, take_apart, words
+from .agreement import decided, same_words, take_apart, words
 from .cleaning import RULES, check_caption, check_trace, rewrite
 from .clip import Clip, pictures
 from .config import Call, CurationConfig, QuestionSet
@@ -49,6 +48,12 @@ class BlindScore:
     asked: int = 0
     right: int = 0
     chance: float = 0.0  # expected number of right guesses
+
+    def add(self, right: bool, choices: int) -> None:
+        """Count a question with so many choices; 0 = a free one, which chance does not answer."""
+        self.asked += 1
+        self.right += right
+        self.chance += 1 / choices if choices else 0.0
 
 
 class Pipeline:
@@ -192,8 +197,7 @@ class Pipeline:
                     trace, traced = await self._trace(caption, question)
                 with self._books.item("clean", question.name):
                     reasoning = rewrite(trace)
-                    letter = question.answer if question.query.options else ""
-                    check_trace(reasoning, question.text, letter, self._config.clean)
+                    check_trace(reasoning, question.text, question.answer, self._config.clean)
                 steps += traced
         except (Rejected, Unfinished):
             return None
@@ -207,28 +211,23 @@ class Pipeline:
         Raises:
             Rejected: it was answered right every time.
         """
-        settings, steps = self._config.blind, list[Step]()
+        settings = self._config.blind
+        steps: list[Step] = []
         options = len(question.query.options)
         for trial in range(min(settings.trials, options) or 1):
-            query = question.rotated(trial)
-            text = prompts.BLIND.fill(question=user_text(query))
-            request = Request("blind", prompts.BLIND, (text,), settings.call)
+            shown = question.rotated(trial)
+            request = Request(
+                "blind", prompts.BLIND, (prompts.BLIND.fill(question=shown.text),), settings.call
+            )
             answer = await self._ask(request)
             steps.append(_step(request, answer))
             try:
-                _, said = take_apart(answer, query)
-                if options:
-                    right = chosen(said, query) == (question.index - trial) % options
-                else:
-                    agreed = await self._agrees(question, said)
-                    steps += agreed[1]
-                    right = agreed[0]
+                right, judged = await self._is_right(shown, take_apart(answer, shown.query)[1])
+                steps += judged
             except Rejected:  # no answer in the format is no right answer
                 right = False
             if trial == 0:
-                self.blind_score.asked += 1
-                self.blind_score.right += right
-                self.blind_score.chance += 1 / options if options else 0.0
+                self.blind_score.add(right, options or (2 if question.query.yes_no else 0))
             if not right:
                 return tuple(steps)
         raise Rejected("answered_blind", f"right without the video: {question.query.question[:80]!r}")
@@ -239,21 +238,18 @@ class Pipeline:
         text = prompts.TRACE.fill(caption=caption, question=question.text)
         request = Request("trace", prompts.TRACE, (text,), self._config.trace)
         answer = await self._ask(request)
-        steps = [_step(request, answer)]
         trace, said = take_apart(answer, question.query)
         if not trace:
             raise Rejected("no_reasoning", f"only an answer: {said[:60]!r}")
-        if question.query.options:
-            agrees = chosen(said, question.query) == question.index
-        else:
-            agrees, judged = await self._agrees(question, said)
-            steps += judged
-        if not agrees:
+        right, judged = await self._is_right(question, said)
+        if not right:
             raise Rejected("disagrees", f"says {said[:60]!r}, the key is {question.key[:60]!r}")
-        return trace, tuple(steps)
+        return trace, (_step(request, answer), *judged)
 
-    async def _agrees(self, question: Question, said: str) -> tuple[bool, tuple[Step, ...]]:
-        """Whether a free answer says what the key says; a judge is asked where words do not settle it."""
+    async def _is_right(self, question: Question, said: str) -> tuple[bool, tuple[Step, ...]]:
+        """Whether an answer is the key; of free answers with other words a judge decides, if there is one."""
+        if not question.free:
+            return decided(said, question.query) == question.answer, ()
         same = same_words(question.key, said, self._config.clean.min_overlap)
         if self._config.judge is None or words(question.key) == words(said):
             return same, ()
@@ -274,6 +270,7 @@ class Pipeline:
             split=config.split,
             question=question.query.question,
             options=question.query.options,
+            yes_no=question.query.yes_no,
             reasoning=reasoning,
             style=Style(question.asked_for.style),
             category=question.label if common_sense else "",

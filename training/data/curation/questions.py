@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -39,7 +40,7 @@ class Question:
         name: unique; the sample's id.
         asked_for: the set that it was written for.
         query: as the node would be asked.
-        answer: letter of the right option, or words.
+        answer: letter of the right option, "yes" or "no" (also written as a free question), or words.
         label: category or capability, "" where the writer named none that exists.
     """
 
@@ -57,18 +58,22 @@ class Question:
     @property
     def key(self) -> str:
         """The right answer in words."""
-        return self.query.options[self.index] if self.query.options else self.answer
+        return self.query.options[ord(self.answer) - ord("A")] if self.query.options else self.answer
 
     @property
-    def index(self) -> int:
-        """Of the right option; -1 without options."""
-        return ord(self.answer) - ord("A") if self.query.options else -1
+    def free(self) -> bool:
+        """Whether the answer is in free words: neither an option nor yes or no."""
+        return not self.query.options and not self.query.yes_no
 
-    def rotated(self, by: int) -> Query:
-        """The query with its options moved on by ``by`` places."""
+    def rotated(self, by: int) -> Question:
+        """The same question with its options moved on by ``by`` places."""
         options = self.query.options
-        by %= max(1, len(options))
-        return Query(self.query.kind, question=self.query.question, options=options[by:] + options[:by])
+        if not options:
+            return self
+        by %= len(options)
+        index = (ord(self.answer) - ord("A") - by) % len(options)
+        query = dataclasses.replace(self.query, options=options[by:] + options[:by])
+        return dataclasses.replace(self, query=query, answer=letter(index))
 
 
 def labels(asked_for: QuestionSet) -> tuple[str, ...]:
@@ -134,7 +139,9 @@ def make_question(entry: Any, name: str, asked_for: QuestionSet, max_key_ratio: 
         options, answer = tuple(options[i] for i in order), letter(order.index(key))
     else:
         _check_free(answer, text)
-    query = Query(QueryKind.QUESTION, question=text, options=options)
+        if words(answer) in (["yes"], ["no"]):
+            answer = words(answer)[0]
+    query = Query(QueryKind.QUESTION, question=text, options=options, yes_no=answer in ("yes", "no"))
     try:
         check_query(query)
     except CosmosReasonError as error:

@@ -102,8 +102,8 @@ def table(report: dict[str, Any]) -> str:
         "",
         *_aligned(steps),
         "",
-        f"samples {report['samples']['total']}; blind: {blind['right']} of {blind['asked']} right at the first"
-        f" trial, {blind['chance']:.1f} by chance",
+        f"samples {report['samples']['total']}; without the video {blind['right']} of {blind['asked']} "
+        f"questions were answered right at the first trial, {blind['chance']:.1f} expected by chance",
         f"all runs: {spent['requests']} requests, {spent['tokens']} tokens, cost {spent['cost']:.4f}; "
         f"{report['in_doubt']} requests in doubt (sent, but the process died before an answer came)",
     ]

@@ -58,6 +58,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._broken: StoreError | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - held as long as the store
         try:
@@ -148,7 +149,9 @@ class Store:
         return dict(rows)
 
     def _write(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """All of ``statements`` or none."""
+        """All of ``statements`` or none; after a failure nothing more is written, hence sent and paid for."""
+        if self._broken is not None:
+            raise self._broken
         try:
             self._base.execute("BEGIN IMMEDIATE")
             for statement, values in statements:
@@ -157,9 +160,10 @@ class Store:
         except sqlite3.Error as error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
-            raise StoreError(
+            self._broken = StoreError(
                 f"{self._path} cannot be written ({error}): is the disk full? Make room and run this again"
-            ) from error
+            )
+            raise self._broken from error
 
 
 def _json(record: Any) -> str:
