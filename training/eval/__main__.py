@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a checkpoint, through the engine that is deployed.
+
+    python -m training.eval --model models/nano --bench sim
+    python -m training.eval --model DIR --bench embodied --data FOLDER --protocol strict --seeds 5
+    python -m training.eval --model DIR --bench FOLDER_OR_FILE
+    python -m training.eval score DIR                        # reports anew, without the model
+    python -m training.eval export DIR/letter.json ... --out models/nano/eval.json
+
+Started again with the same --out, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cosmos_reason_node.errors import CosmosReasonError
+from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
+from training.data.problems import DataError
+
+from . import export, run
+from .benchmarks import FAMILIES, data_set, family
+from .item import Benchmark
+from .markdown import kinds
+from .protocol import OUTPUT_TOKENS, PROTOCOLS
+from .rollout import Plan
+
+SIM = "sim"
+SIM_DATA = (Path("build/nano/episodes/held_out"), Path("build/nano/clips/held_out"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command = {"score": _score, "export": _export}.get(given[0] if given else "", _evaluate)
+    try:
+        command(given if command is _evaluate else given[1:])
+    except (CosmosReasonError, DataError, FileNotFoundError, ValueError, OSError) as error:
+        print(f"training.eval: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("training.eval: interrupted; start it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    protocol = PROTOCOLS[options.protocol]
+    think = options.think_tokens if options.think_tokens >= 0 else OUTPUT_TOKENS if protocol.free else 0
+    if protocol.free and think < 1:
+        raise ValueError(f"--think-tokens must be at least 1 for protocol {protocol.name}")
+    plan = Plan(protocol, options.seeds, options.permutations, not options.no_blind, think, options.branches)
+    model = read_model_spec(options.model)
+    benchmark = _benchmark(options, model)
+    directory = options.out or Path("build/eval") / f"{model.model_id}-{Path(benchmark.name).stem}"
+    for note in benchmark.notes:
+        print(f"note: {note}", file=sys.stderr)
+    # Importing torch takes seconds: whatever is wrong with the arguments has been said by now.
+    import torch
+
+    from cosmos_reason_node.engine.torch import TorchEngine
+    from cosmos_reason_node.models.qwen2_5_vl import load
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Every answer counts here, however unsure: min_confidence 0 leaves no verdict UNKNOWN.
+    engine = TorchEngine(load(options.model, options.device, options.dtype), min_confidence=0.0)
+    run.ask(engine, benchmark, plan, run.Labels(options.stage, tuple(options.held_out_tasks)), directory)
+    engine.close()
+    _show(run.score(directory), directory, options.protocol)
+
+
+def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
+    if options.bench == SIM:
+        from .simulated import find_sources, simulated  # its libraries are not needed for files
+
+        folders = options.data or [path for path in SIM_DATA if path.is_dir()] or list(SIM_DATA[:1])
+        sources = find_sources(folders, options.frames or model.window_frames)
+        return simulated(sources, options.windows, model)
+    if options.bench in FAMILIES:
+        if len(options.data) != 1:
+            raise ValueError(
+                f"--bench {options.bench} needs the folder of its files: --data FOLDER "
+                f"({FAMILIES[options.bench].origin})"
+            )
+        return family(options.bench, options.data[0], model, options.limit)
+    path = Path(options.bench)
+    if not path.exists():
+        raise ValueError(f"--bench must be {SIM}, {', '.join(FAMILIES)}, or a data set; there is no {path}")
+    return data_set(path, model, options.split, options.limit)
+
+
+def _show(reports: dict[str, dict[str, Any]], directory: Path, first: str = "") -> None:
+    for name, report in reports.items():
+        if not first or name == first:
+            print(f"\n{report['model']['model_id']}, protocol {name}\n\n{kinds(report)}")
+        print(f"written: {directory / name}.json .md .html")
+
+
+def _score(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.eval score")
+    parser.add_argument("directory", type=Path, help="the --out of an evaluation")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="only this one")
+    options = parser.parse_args(arguments)
+    _show(run.score(options.directory, [options.protocol] if options.protocol else []), options.directory)
+
+
+def _export(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.eval export")
+    parser.add_argument("reports", type=Path, nargs="+", help="DIR/{protocol}.json")
+    parser.add_argument("--out", type=Path, required=True, help="e.g. models/nano/eval.json")
+    options = parser.parse_args(arguments)
+    made = export.export(options.reports, options.out)
+    print(f"{len(made)} rows written to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
+    parser.add_argument(
+        "--bench", required=True, help=f"{SIM}, {', '.join(FAMILIES)}, or a data set (folder or .jsonl)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help=f"where its files are (default for {SIM}: {', '.join(map(str, SIM_DATA))})",
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="letter", help="default: letter")
+    parser.add_argument("--seeds", type=_positive, default=5, help="runs of a sampling protocol (5)")
+    parser.add_argument("--permutations", type=_positive, default=4, help="orders of the options (4)")
+    parser.add_argument("--no-blind", action="store_true", help="do not ask without video")
+    parser.add_argument(
+        "--think-tokens",
+        type=int,
+        default=-1,
+        help=f"tokens of reasoning (letter: 0), or of the whole output (else: {OUTPUT_TOKENS})",
+    )
+    parser.add_argument("--windows", type=_positive, default=300, help="of each simulated source (300)")
+    parser.add_argument("--frames", type=int, default=0, help="of a simulated robot window (0: the model's)")
+    parser.add_argument("--split", default="", help="of a data set (all)")
+    parser.add_argument("--limit", type=int, default=0, help="most clips of a benchmark from files (all)")
+    parser.add_argument(
+        "--held-out-tasks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="scenes, tasks or actions that were never trained on: reported apart",
+    )
+    parser.add_argument("--stage", choices=("base", "sft", "rl"), default="sft", help="of the model (sft)")
+    parser.add_argument("--branches", type=_positive, default=32, help="questions at once (32)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU (0: its default)")
+    parser.add_argument("--out", type=Path, help="folder of the evaluation (build/eval/MODEL-BENCH)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One evaluation on disk: what was asked, what was said, and the reports made of it.
+
+DIR/run.json            model, benchmark, how it was asked
+DIR/items.jsonl         questions and right answers
+DIR/predictions.jsonl   what was said; only ever appended to
+DIR/frames/             a strip of each window's frames
+DIR/{protocol}.json .md .html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cosmos_reason_node.engine.base import Engine
+from cosmos_reason_node.types import Window
+
+from .item import Benchmark, Stimulus, read_items, write_items, write_text
+from .markdown import markdown
+from .page import page
+from .prediction import PredictionLog, read_predictions
+from .protocol import PROTOCOLS, Protocol
+from .report import build
+from .rollout import Plan, collect
+from .scoring import Run, read_outcomes
+from .thumbnails import strip, strip_path
+
+RUN, ITEMS, PREDICTIONS, FRAMES = "run.json", "items.jsonl", "predictions.jsonl", "frames"
+_PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a reader has to know that neither model nor benchmark says.
+
+    Attributes:
+        stage: of training that the model went through: "base", "sft", "rl".
+        held_out_tasks: names of tasks that it was never trained on; reported apart.
+    """
+
+    stage: str = "sft"
+    held_out_tasks: tuple[str, ...] = ()
+
+
+def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
+    """Ask all that was not asked before, and keep it.
+
+    Args:
+        engine: drives the model.
+        benchmark: what to ask.
+        plan: how.
+        labels: for the reports.
+        directory: of the evaluation. May hold an earlier one: what still applies is kept.
+
+    Raises:
+        ValueError: a file in it is damaged.
+        OSError: it cannot be written.
+    """
+    write_items(directory / ITEMS, benchmark.items)
+    _write_run(engine, benchmark, plan, labels, directory)
+    log = PredictionLog(directory / PREDICTIONS)
+
+    def shown(stimulus: Stimulus, windows: Sequence[Window]) -> None:
+        path = strip_path(directory / FRAMES, stimulus.key)
+        if windows and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(strip(windows))
+            partial.replace(path)
+
+    collect(engine, benchmark, plan, log, shown=shown, progress=_progress(len(benchmark.stimuli)))
+
+
+def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Make the reports of an evaluation anew, from its files alone.
+
+    Args:
+        directory: of the evaluation.
+        protocols: by name; () = all for which it was asked.
+
+    Returns:
+        Reports by protocol, as written to {protocol}.json.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no evaluation, or a file of it is damaged.
+    """
+    facts = _read_run(directory)
+    items = read_items(directory / ITEMS)
+    log = read_predictions(directory / PREDICTIONS)
+    reports = {}
+    for name in protocols or PROTOCOLS:
+        protocol = PROTOCOLS[name]
+        settings = facts["asked"].get(_way(protocol))
+        if settings is None:
+            if protocols:
+                raise ValueError(
+                    f"{directory} was not asked for protocol {name}: run it with --protocol {name}"
+                )
+            continue
+        run = Run(
+            facts["model"]["digest"],
+            facts["model"]["prompt_id"],
+            settings["decoding"],
+            settings["seeds"],
+            settings["permutations"],
+            settings["blind"],
+        )
+        outcomes, unasked = read_outcomes(items, log, run, protocol)
+        report = build(
+            outcomes,
+            unasked,
+            {
+                "model": facts["model"],
+                "stage": facts["stage"],
+                "benchmark": facts["benchmark"],
+                "protocol": {"name": name, "about": protocol.about},
+                "settings": settings,
+            },
+            held_out_tasks=facts["held_out_tasks"],
+            official=facts["benchmark"]["official"],
+        )
+        write_text(directory / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_text(directory / f"{name}.md", markdown(report))
+        write_text(directory / f"{name}.html", page(report, outcomes, directory / FRAMES))
+        reports[name] = report
+    return reports
+
+
+def _way(protocol: Protocol) -> str:
+    """Protocols of the same way share their predictions."""
+    return "free" if protocol.free else "grammar"
+
+
+def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
+    """Note how this is asked; what was noted of other ways to ask the same stays."""
+    facts: dict[str, Any] = {
+        "model": dataclasses.asdict(engine.info),
+        "stage": labels.stage,
+        "held_out_tasks": list(labels.held_out_tasks),
+        "benchmark": {
+            "name": benchmark.name,
+            "notes": list(benchmark.notes),
+            "official": benchmark.official,
+            "windows": len(benchmark.stimuli),
+            "items": len(benchmark.items),
+        },
+    }
+    asked: dict[str, Any] = {}
+    if (directory / RUN).exists():
+        before = _read_run(directory)
+        if before["model"]["digest"] == facts["model"]["digest"]:
+            asked = before["asked"]
+    asked[_way(plan.protocol)] = {
+        "decoding": plan.decoding,
+        "seeds": plan.runs,
+        "permutations": plan.permutations,
+        "blind": plan.blind,
+        "think_tokens": plan.think_tokens,
+    }
+    write_text(directory / RUN, json.dumps({**facts, "asked": asked}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_run(directory: Path) -> dict[str, Any]:
+    path = directory / RUN
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {key: facts[key] for key in ("model", "stage", "held_out_tasks", "benchmark", "asked")}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{directory} holds no evaluation ({RUN} is missing): give the --out of one"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run the evaluation again") from error
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    started = last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < _PROGRESS_S:
+            return
+        last = now
+        left = (now - started) / done * (total - done)
+        print(f"asked {done}/{total} windows, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means with their uncertainty.
+
+Axes: I items, S seeds, C clusters (recordings), B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+_Z = 1.959964  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval, as shares of 1."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def ci95(self) -> list[float]:
+        """The interval as JSON has it."""
+        return [round(self.low, 4), round(self.high, 4)]
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A mean difference; ``p`` is two-sided: how often chance alone would give one as large."""
+
+    p: float
+
+
+def bootstrap(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(B,) means of ``values`` under resampling of clusters, and of seeds.
+
+    Args:
+        values: (I, S).
+        clusters: (I,) which recording an item belongs to.
+        seed: of the draws.
+    """
+    _, index = np.unique(clusters, return_inverse=True)
+    count = int(index.max()) + 1
+    runs = values.shape[1]
+    sums = np.zeros((count, runs))
+    np.add.at(sums, index, values.astype(float))
+    sizes = np.bincount(index, minlength=count).astype(float)
+    rng = np.random.default_rng(seed)
+    recordings = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)  # (B, C)
+    seeds = rng.multinomial(runs, np.full(runs, 1 / runs), size=DRAWS)  # (B, S)
+    return ((recordings @ sums) * seeds).sum(1) / (recordings @ sizes) / runs
+
+
+def estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """Mean of values in [0, 1] with its interval over recordings and seeds.
+
+    Where the draws do not differ (all right, all wrong, one recording), the bootstrap knows nothing: then
+    Wilson's interval for as many independent trials as there are recordings.
+
+    Args:
+        values: (I, S).
+        clusters: (I,).
+    """
+    mean = float(values.mean())
+    draws = bootstrap(values, clusters)
+    low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
+    if high - low < 1e-9:
+        return wilson(mean, len(np.unique(clusters)))
+    return Estimate(mean, low, high)
+
+
+def difference(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> Difference:
+    """Mean of ``first - second``, paired by item and run; both (I, S)."""
+    paired = first.astype(float) - second.astype(float)
+    draws = bootstrap(paired, clusters)
+    low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
+    tail = min(float((draws <= 0).mean()), float((draws >= 0).mean()))
+    return Difference(float(paired.mean()), low, high, min(1.0, max(2 * tail, 1 / DRAWS)))
+
+
+def wilson(mean: float, n: int) -> Estimate:
+    """Wilson's score interval of a share seen in ``n`` independent trials."""
+    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n * n))
+    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over equally wide bins.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        right: (N,) bool.
+        bins: how many.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = 0.0
+    for index in np.unique(place):
+        own = place == index
+        total += own.sum() * abs(confidence[own].mean() - right[own].mean())
+    return float(total / len(confidence))
