@@ -17,16 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .media import MediaError
+
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # Larger members are refused rather than held in memory.
 MAX_MEMBER_BYTES = 2 << 30
 _OPEN_ARCHIVES = 16
 # What tarfile raises for bytes that are no archive, and gzip for a damaged or torn stream.
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, OSError)
-
-
-class ArchiveError(Exception):
-    """An archive or a member cannot be read; the message says what to do."""
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
@@ -38,7 +36,7 @@ def open_member(path: Path, member: str) -> BinaryIO:
     """A member as a seekable file.
 
     Raises:
-        ArchiveError: there is no such archive or member, or it is damaged.
+        MediaError: there is no such archive or member, or it is damaged.
     """
     return _archive(str(path), os.getpid(), _signature(path)).open(member)
 
@@ -47,7 +45,7 @@ def members(path: Path) -> Iterator[tuple[str, int]]:
     """(name, bytes) of the regular files in an archive, in their order; reads all of a compressed one.
 
     Raises:
-        ArchiveError: it is missing, or damaged from some point on.
+        MediaError: it is missing, or damaged from some point on.
     """
     yield from _archive(str(path), os.getpid(), _signature(path)).members()
 
@@ -56,7 +54,7 @@ def _signature(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise ArchiveError(f"{path} cannot be read ({error.strerror}): download the archive again") from error
+        raise MediaError(f"{path} cannot be read ({error.strerror}): download it again", "missing") from error
     return status.st_size, status.st_mtime_ns
 
 
@@ -75,14 +73,14 @@ class _Archive:
         try:
             self._tar = tarfile.open(path, "r:*")  # noqa: SIM115 - lives as long as the cache holds it
         except _DAMAGED as error:
-            raise ArchiveError(f"{path} is no tar archive ({error}): download it again") from error
+            raise MediaError(f"{path} is no tar archive ({error}): download it again") from error
 
     def open(self, member: str) -> BinaryIO:
         info = self._found.get(member) or next((i for i in self._unread() if i.name == member), None)
         if info is None:
-            raise ArchiveError(f"{self._path} holds no file {member!r}: see `tar -tf {self._path}`")
+            raise MediaError(f"{self._path} holds no file {member!r}: see `tar -tf {self._path}`", "missing")
         if info.size > MAX_MEMBER_BYTES:
-            raise ArchiveError(f"{member!r} in {self._path} is over {MAX_MEMBER_BYTES >> 30} GiB: unpack it")
+            raise MediaError(f"{member!r} in {self._path} is over {MAX_MEMBER_BYTES >> 30} GiB: unpack it")
         try:
             stream = self._tar.extractfile(info)
             data = stream.read() if stream is not None else b""
@@ -108,5 +106,5 @@ class _Archive:
                 self._found[info.name] = info
                 yield info
 
-    def _torn(self, what: object) -> ArchiveError:
-        return ArchiveError(f"{self._path} is damaged or cut off ({what}): download it again")
+    def _torn(self, what: object) -> MediaError:
+        return MediaError(f"{self._path} is damaged or cut off ({what}): download it again", "truncated")

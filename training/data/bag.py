@@ -329,7 +329,7 @@ def _topic(camera: str, stamps: tuple[int, ...], index: Index) -> str:
 
 
 def _period_ns(info: Any, stamps: tuple[int, ...]) -> int:
-    """Length of a tick: the message's fps is a float32; of the lengths near it, the one that fits the ticks."""
+    """Length of a tick. The message's fps is a float32; of the lengths near it, this one fits the ticks."""
 
     def held(period: int) -> int:
         return sum(stamp // period != info.first_tick + i for i, stamp in enumerate(stamps))

@@ -31,16 +31,20 @@ class Clip:
         source: a path or a seekable file.
         part: which part of it.
         shown: its name in messages.
+        head: its first bytes.
 
     Raises:
         MediaError: it cannot be opened, holds no frames, or is cut off.
     """
 
-    def __init__(self, source: Any, part: Video, shown: str) -> None:
+    def __init__(self, source: Any, part: Video, shown: str, head: bytes) -> None:
         self._shown = shown
         try:
             self._container = av.open(source, options={"format_whitelist": _CONTAINERS})
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            if head[4:8] == b"ftyp":  # an mp4; its index is written last
+                what = f"{shown} is cut off: its index is missing; download or write it again"
+                raise MediaError(what, "truncated") from error
             raise self._bad(error) from error
         try:
             if not self._container.streams.video:
@@ -49,19 +53,29 @@ class Clip:
             self._stream.thread_count = 1  # parallel over clips, not within one
             self._origin = self._stream.start_time or 0
             self._base = self._stream.time_base or Fraction(1, av.time_base)
-            times = self._packet_times(part) or self._frame_times()
-            low, high = _bounds(part)
-            self._times = [pts for pts in times if low <= self._ns(pts) < high]
-            if not self._times:
-                raise MediaError(
-                    f"{shown} has no frame from {part.start_s:g} s on"
-                    + (f" and before {part.end_s:g} s" if part.end_s is not None else "")
-                    + ": correct the part's times, or download the file again"
-                )
+            self._times = self._packet_times(part) or self._frame_times()
+            self._times = self.check_part(part)
             self.stamps_ns = [self._ns(pts) for pts in self._times]
         except BaseException:
             self._container.close()
             raise
+
+    def check_part(self, part: Video) -> list[int]:
+        """Presentation times of the frames of ``part``.
+
+        Raises:
+            MediaError: there are none.
+        """
+        low, high = _bounds(part)
+        times = [pts for pts in self._times if low <= self._ns(pts) < high]
+        if not times:
+            raise MediaError(
+                f"{self._shown} has no frame from {part.start_s:g} s on"
+                + (f" and before {part.end_s:g} s" if part.end_s is not None else "")
+                + ": correct the part's times, or download the file again",
+                "truncated",
+            )
+        return times
 
     def close(self) -> None:
         """Release the file."""
@@ -122,7 +136,8 @@ class Clip:
         promised = self._stream.frames if "mp4" in self._container.format.name and not part.start_s else 0
         if count < promised:
             raise MediaError(
-                f"{self._shown} is cut off: it holds {count} of {promised} frames; download or write it again"
+                f"{self._shown} is cut off: it holds {count} of {promised} frames; download it again",
+                "truncated",
             )
         return sorted(times)
 
@@ -168,16 +183,17 @@ def open_video(root: Path, media: Video) -> Iterator[Clip]:
     shown = f"{path}:{media.member}" if media.member else str(path)
     source: Any
     if media.member:
-        try:
-            source = archive.open_member(path, media.member)
-        except archive.ArchiveError as error:
-            raise MediaError(str(error)) from error
-        if source.getbuffer().nbytes == 0:
-            raise MediaError(f"{shown} is empty (0 bytes): download it again")
+        source = archive.open_member(path, media.member)
+        head = source.read(8)
+        source.seek(0)
+        if not head:
+            raise MediaError(f"{shown} is empty (0 bytes): download it again", "empty")
     else:
         check_file(path)
         source = f"file:{path}"
-    clip = Clip(source, media, shown)
+        with open(path, "rb") as stream:
+            head = stream.read(8)
+    clip = Clip(source, media, shown, head)
     try:
         yield clip
     finally:

@@ -35,7 +35,20 @@ _NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 
 
 class MediaError(Exception):
-    """Media of a sample cannot be read; the message names the file and says what to do."""
+    """Media of a sample cannot be read; the message names the file and says what to do.
+
+    Args:
+        message: the sentence.
+        reason: in one word: "missing", "empty", "truncated", "unreadable".
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.message, self.reason = message, reason
+
+    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+        """Errors of worker processes are pickled."""
+        return MediaError, (self.message, self.reason)
 
 
 @dataclass(frozen=True)
@@ -169,10 +182,10 @@ def _read_frames(root: Path, media: Frames, indices: list[int], spec: WindowSpec
         for index in indices:
             name = media.paths[index]
             if name not in by_path:
-                by_path[name] = _read_image(root / name)
+                by_path[name] = read_image(root / name)
         images = {index: by_path[media.paths[index]] for index in indices}
     else:
-        array = _read_array(root / media.paths[0])
+        array = read_array(root / media.paths[0])
         rows = media.index or range(len(media.stamps_ns))
         if max(rows) >= len(array):
             raise MediaError(
@@ -182,7 +195,12 @@ def _read_frames(root: Path, media: Frames, indices: list[int], spec: WindowSpec
     return {index: resize(image, spec.size_for(*image.shape[:2])) for index, image in images.items()}
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
+    """A picture, (H, W, 3) uint8 RGB.
+
+    Raises:
+        MediaError: there is none that can be decoded.
+    """
     check_file(path)
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
@@ -190,7 +208,12 @@ def _read_image(path: Path) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
+    """The frames of a .npz or .npy, (N, H, W, 3) uint8 RGB.
+
+    Raises:
+        MediaError: there are none that can be read.
+    """
     check_file(path)
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
@@ -218,7 +241,9 @@ def check_file(path: Path) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise MediaError(
-            f"{path} is missing or cannot be read ({error.strerror}): download it again"
+            f"{path} is missing or cannot be read ({error.strerror}): download it again", "missing"
         ) from error
+    if not path.is_file():
+        raise MediaError(f"{path} is no regular file")
     if size == 0:
-        raise MediaError(f"{path} is empty (0 bytes): download it again")
+        raise MediaError(f"{path} is empty (0 bytes): download it again", "empty")

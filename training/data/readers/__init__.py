@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..problems import DataError, Problem, Report
+from ..problems import DataError, FieldErrors, Problem, Report
 from ..schema import Sample
 from . import cosmos_reason, jsonl, lerobot, llava
 
@@ -93,7 +93,7 @@ def _unique(samples: Iterator[Sample], root: Path, report: Report) -> Iterator[S
         if sample.sample_id in seen:
             first = seen[sample.sample_id]
             what = f"id {sample.sample_id!r} was used by {first}: give each row an id of its own"
-            report.bad_row(root / origin.file, origin.row, what)
+            report.bad_row(root / origin.file, origin.row, FieldErrors([("sample_id", what)]))
         else:
             seen[sample.sample_id] = f"{origin.file}, row {origin.row}"
             yield sample

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from .. import archive
-from ..media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError
 from ..problems import FieldErrors, Report
 from ..schema import Frames, Media, Video, path_errors
 
@@ -94,7 +94,7 @@ class Clips:
                     for member, _ in archive.members(path):
                         if not list(path_errors(member)):
                             _add(self._members, PurePosixPath(member).name, (path, member))
-                except archive.ArchiveError as error:
+                except MediaError as error:
                     self._report.add(path, 0, "", str(error))
         return self._members.get(PurePosixPath(name).name, [])
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m training.data check DIR`` and ``python -m training.data bag BAG OUT``; see docs/data.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cosmos_reason_node.deployment import bundled_model
+from cosmos_reason_node.errors import CosmosReasonError
+from cosmos_reason_node.models.spec import read_model_spec
+
+from .check import check, report_text, show_progress, write_json
+from .media import WindowSpec
+from .problems import DataError, Report
+from .readers import READERS, open_data_set
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 = all is well, 1 = the data has errors, 2 = it could not be run."""
+    parser = argparse.ArgumentParser(prog="python -m training.data", description="Data sets: check, convert.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_check(commands.add_parser("check", help="list what is wrong with a data set, before it is used"))
+    _add_bag(commands.add_parser("bag", help="make a data set of a recorded bag"))
+    options = parser.parse_args(arguments)
+    try:
+        return {"check": _check, "bag": _bag}[options.command](options)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except CosmosReasonError as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--layout", choices=sorted(READERS), default="", help="default: find out")
+    parser.add_argument("--processes", type=int, default=0, help="default: one a core, at most 8")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_bag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 directory, or one .mcap or .db3 file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the data set; made when missing")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="where to cut windows, and what is true there"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="checkpoint whose windows are cut (default: the bundled one)"
+    )
+    parser.add_argument("--split", default="train", help="split of all samples (default: train)")
+
+
+def _check(options: argparse.Namespace) -> int:
+    data = open_data_set(options.directory, options.layout, strict=False)
+    result = check(data, options.processes, None if options.quiet else show_progress)
+    print(report_text(result))
+    if options.json:
+        write_json(result, options.json)
+    return 0 if result.ok else 1
+
+
+def _bag(options: argparse.Namespace) -> int:
+    from .bag import convert  # here: the only command that needs a bag library
+
+    spec = WindowSpec.of(read_model_spec(options.model or bundled_model()))
+    report = Report()
+    samples = convert(options.bag, options.out, report, spec=spec, labels=options.labels, split=options.split)
+    for problem in report.problems:
+        print(problem, file=sys.stderr)
+    silent = report.rows - report.bad_rows - len(samples)
+    print(
+        f"{options.bag}: {len(samples)} samples from {report.rows} decisions and labels "
+        f"({report.bad_rows} unusable, {silent} without an answer)"
+    )
+    return 0 if samples and not report.problems else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
