@@ -107,7 +107,8 @@ def check(
     started = time.monotonic()
     users = units_of(data.samples)
     total = len(users)
-    facts = scan(data.root, list(users), processes, lambda done: progress and progress(done, total))
+    found = scan(data.root, list(users), processes, lambda done: progress and progress(done, total))
+    facts = {unit: found[unit] for unit in users}  # processes finish in any order
     scores = blind_scores(data.samples)
     findings = [
         *map(_of_problem, data.report.problems),
