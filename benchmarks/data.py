@@ -8,8 +8,8 @@
 
 The two ways are timed in turns; rates are medians over the turns. ``speedup`` is their ratio: at most the
 number of cores, and less where something else runs on the machine (``load_average_at_start``);
-``plain_cpu_ms_per_sample`` does not depend on that. Without ``--data`` clips are made first: H.264, moving shapes,
-a key frame every two seconds.
+``plain_cpu_ms_per_sample`` does not depend on that. Without ``--data`` clips are made first: H.264, moving
+shapes, a key frame every two seconds.
 """
 
 from __future__ import annotations
