@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from training.data.sample import Provenance, Sample, Span
+from training.data.schema import CATEGORIES, QuestionKind
 
 from ..physics.clip import Clip
 from ..physics.derive import PUZZLE_FRAMES, puzzle, reverse
@@ -48,6 +49,13 @@ GROUPS = (*INTUITIVE_PHYSICS, *COMMON_SENSE)
 _ARROW_SHARE = 0.5  # of draws from clips whose direction can be decided
 _BEFORE_SHARE = 0.6  # of draws from clips in which something is let go: windows that end before it
 _WHOLE_SHARE = 0.6
+
+
+def kind_and_category(group: str) -> tuple[QuestionKind, str]:
+    """How a group is filed in the sample record of all sources (training.data.schema)."""
+    if group in COMMON_SENSE:
+        return QuestionKind.COMMON_SENSE, group
+    return QuestionKind(group), group if group in CATEGORIES else ""
 
 
 def draw(clip: Clip, rng: np.random.Generator) -> tuple[Clip, Span]:

@@ -17,7 +17,7 @@ from training.data.sample import Span
 
 from ..physics.clip import Clip
 from ..physics.derive import forward_states
-from .motion import SEEN, STANDING, moves_at, travelled
+from .motion import SEEN, moves_at, travelled
 from .question import Question, choice, free, one_of, yes_no
 
 GROUP = "arrow_of_time"
@@ -45,7 +45,7 @@ def evidence(clip: Clip, span: Span) -> str:
     for i in clip.of_kind("block", "can"):
         if clip.seen[frames, i].max() < SEEN:
             continue
-        if up[0, i] > STANDING and up[-1, i] < 0.6 and height[0, i] - height[-1, i] > _DROP_M:
+        if up[0, i] > 0.95 and up[-1, i] < 0.6 and height[0, i] - height[-1, i] > _DROP_M:
             return "fall"
         if _slid_to_rest(clip, span, i):
             return "slide"

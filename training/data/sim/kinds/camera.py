@@ -8,7 +8,7 @@ import numpy as np
 from training.data.sample import Span
 
 from ..physics.clip import Clip
-from ..physics.world import View
+from ..physics.script import View
 from .question import Question, coin, either, one_of, yes_no
 
 GROUP = "camera"

@@ -32,11 +32,9 @@ def _prediction(clip: Clip, span: Span, rng: np.random.Generator) -> list[Questi
     if span.last >= clip.release:
         return []
     thing = int(named(clip)[-1])  # the upper block of a stack, the only thing on a ramp
-    path = clip.position[clip.release :, thing]
-    gone = float(np.linalg.norm(path[-1] - path[0]))
-    if 0.02 < gone < 0.05:
-        return []  # neither down nor in its place
-    goes, name = gone >= 0.05, the(clip, thing)
+    goes, name = gives_way(clip, thing), the(clip, thing)
+    if goes is None:
+        return []
     if clip.scene == "stack":
         when, text = "when the stick is pulled away", f"Will {name} fall when the stick is pulled away?"
         right, wrong = ("it falls", "it stays") if goes else ("it stays", "it falls")
@@ -60,6 +58,15 @@ def _prediction(clip: Clip, span: Span, rng: np.random.Generator) -> list[Questi
         return [yes_no(GROUP, text, goes, why)]
     asked = one_of(rng, f"What will happen to {name} {when}?", f"What does {name} do {when}?")
     return [either(GROUP, asked, right, others, why, rng)]
+
+
+def gives_way(clip: Clip, thing: int) -> bool | None:
+    """Whether a thing leaves its place once it is let go; None where one could argue."""
+    path, up = clip.position[clip.release :, thing], clip.up[clip.release :, thing]
+    gone, turned = float(np.linalg.norm(path[-1] - path[0])), float(up[0] - up[-1])
+    if gone >= 0.05 or turned > 0.1:
+        return True
+    return False if gone < 0.02 and turned < 0.02 else None
 
 
 def _slope(clip: Clip, thing: int, goes: bool, rng: np.random.Generator) -> str:

@@ -16,7 +16,7 @@ SEEN = 0.6  # share of a thing that must be in view for a question to name it
 MOVED_PX = 1.0  # between two frames: certainly moving
 STILL_PX = 0.2  # certainly not
 _MOVED_M = 0.015  # since the window's start: certainly moved
-STANDING, LYING = 0.95, 0.45  # cosine of the lean: above, certainly standing; below, certainly lying
+STANDING, LYING = 0.99, 0.45  # cosine of the lean: above, certainly standing; below, certainly lying
 
 
 def in_view(clip: Clip, frame: int) -> list[int]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from training.data.sample import Span
@@ -21,17 +23,17 @@ def events(clip: Clip, span: Span) -> tuple[str, str, dict[int, float]]:
         return "ball", "lands on the table", _when(clip, clip.landed, span, named(clip, "ball"))
     blocks = named(clip, "block")
     if clip.scene == "topple":
-        return "block", "falls", _when(clip, np.less(clip.up, 0.85), span, blocks)
+        return "block", "falls", _when(clip, clip.up < 0.85, span, blocks)
     if clip.scene == "collide" and len(blocks) == 2:
         balls = clip.of_kind("ball")
         return "block", "is hit", _when(clip, clip.touch[:, :, balls].any(-1), span, blocks)
     if clip.scene == "hide":
         shown = [i for i in named(clip) if clip.seen[span.first, i] >= SEEN]
-        return "thing", "goes out of sight", _when(clip, np.less(clip.seen, 0.3), span, shown)
+        return "thing", "goes out of sight", _when(clip, clip.seen < 0.3, span, shown)
     return "", "", {}
 
 
-def _when(clip: Clip, happened: np.ndarray, span: Span, things: list[int]) -> dict[int, float]:
+def _when(clip: Clip, happened: Any, span: Span, things: list[int]) -> dict[int, float]:
     """First frame after the window's first at which an (F, N) array is true of each thing that it is ever."""
     frames = {i: first_true(happened[:, i], span) for i in things}
     return {i: float(frame) for i, frame in frames.items() if frame > span.first}
@@ -48,7 +50,7 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
         return []
     which = "first" if first else "last"
     text = one_of(rng, f"Which {noun} {event} {which}?", f"Which {noun} is the {which} that {event}?")
-    others = [i for i in when if i != found]
-    than = the(clip, others[int(rng.integers(len(others)))])
+    others = [int(i) for i in rng.permutation([i for i in when if i != found])[:3]]
+    than = the(clip, others[0])
     why = f"{than} {event} {'later' if first else 'earlier'} than {the(clip, found)}."
     return [either(GROUP, text, the(clip, found), [the(clip, i) for i in others], why, rng)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States at the end of the window: standing or lying, upright or tipped, full or empty, moving or still."""
+"""States at the end of the window: standing or lying, upright or tipped, full or empty, moving or at rest."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _motion(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
     if found is None:
         return []
     thing, moves = found
-    return _two_ways(the(clip, thing), ("moving", "still"), moves, rng)
+    return _two_ways(the(clip, thing), ("moving", "at rest"), moves, rng)
 
 
 def _one_of_each(first: list[int], second: list[int], rng: np.random.Generator) -> tuple[int, bool] | None:

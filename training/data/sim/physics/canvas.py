@@ -57,11 +57,13 @@ class Canvas:
     def geoms(self, data: mujoco.MjData, camera: mujoco.MjvCamera) -> np.ndarray:
         """(side, side) index of the geom that each pixel shows; -1 for the background."""
         flags = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
-        self._scene.flags[list(flags)] = 1
+        for flag in flags:
+            self._scene.flags[flag] = 1
         try:
             numbers = self.picture(data, camera).astype(np.int64) @ np.array([1, 256, 65536])
         finally:
-            self._scene.flags[list(flags)] = 0
+            for flag in flags:
+                self._scene.flags[flag] = 0
         shown = [-1]  # number 0 is the background, number i the scene's segment i - 1
         owner = {geom.segid: geom.objid for geom in self._scene.geoms[: self._scene.ngeom] if geom.segid >= 0}
         shown += [owner.get(i, -1) for i in range(max(owner, default=-1) + 1)]

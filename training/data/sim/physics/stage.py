@@ -13,7 +13,7 @@ import numpy as np
 
 from ..look import Split
 from .palette import Rgb, dull, from_ranges, shade
-from .world import Part, Thing, View
+from .script import Part, Thing, View
 
 AZIMUTHS: dict[Split, tuple[tuple[float, float], ...]] = {
     "train": ((0.0, 75.0), (100.0, 190.0), (215.0, 300.0), (320.0, 360.0)),

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table top under MuJoCo, built from a script, run and recorded.
+"""A script's world under MuJoCo: run, recorded, looked at.
 
-Legend: positions are (x, y, z) in metres, z is 0 on the table's top; camera angles as in MuJoCo's free camera
-(azimuth 90 looks along +y). A frame of the clip is ``Script.frame_s`` of simulated time, played as 1/4 s:
-slow motion, as the robot episodes are.
+A frame of the clip is ``Script.frame_s`` of simulated time, played as 1/4 s: slow motion, as the robot
+episodes are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mujoco
@@ -19,145 +17,9 @@ from cosmos_reason_node.vision.resize import resize
 from ..look import Split
 from .canvas import Canvas
 from .clip import FRAME_SIDE, Clip
-from .palette import DISTRACTOR_SHAPES, Rgb, Surroundings, dull, surroundings
-
-CLIP_FRAMES = 16
-STEP_S = 0.002
-FOV_DEG = 45.0  # vertical; pictures are square
-RENDER_SIDE = 2 * FRAME_SIDE  # averaged down: antialiasing without a multisample buffer
-_GROUND_M = -0.45  # floor below the table top
-# Positive: of a hard contact, seconds and damping ratio.
-_HARD = "0.005 1"
-_SPRING = 40000.0  # 1/s^2: stiffness of bouncing contacts, which then last about 16 ms
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the camera is: degrees, degrees, metres, point looked at (metres)."""
-
-    azimuth: float
-    elevation: float
-    distance: float
-    look_at: tuple[float, float, float]
-
-    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(3,) unit vectors: forward, right, up."""
-        azimuth, elevation = np.radians(self.azimuth), np.radians(self.elevation)
-        forward = np.array(
-            [
-                np.cos(elevation) * np.cos(azimuth),
-                np.cos(elevation) * np.sin(azimuth),
-                np.sin(elevation),
-            ]
-        )
-        right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
-        return forward, right, np.cross(right, forward)
-
-    def eye(self) -> np.ndarray:
-        """(3,) position of the camera."""
-        return np.array(self.look_at) - self.distance * self.axes()[0]
-
-    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image positions (..., 2), in pixels of a frame, and depths (...) of (..., 3) points."""
-        forward, right, up = self.axes()
-        rays = points - self.eye()
-        depth = rays @ forward
-        scale = 0.5 * FRAME_SIDE / np.tan(np.radians(FOV_DEG) / 2.0) / np.maximum(depth, 1e-6)
-        pixel = 0.5 * FRAME_SIDE + np.stack([rays @ right * scale, -(rays @ up) * scale], axis=-1)
-        return pixel, depth
-
-
-@dataclass(frozen=True)
-class Part:
-    """One geom of a thing: MuJoCo type, size, place and turn (degrees about x, y, z) in the thing's frame."""
-
-    shape: str
-    size: tuple[float, ...]
-    at: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """Something on the table that questions may name.
-
-    Attributes:
-        name: in words, unique.
-        kind: its noun.
-        colour: name of its colour; "" without.
-        rgb: its colour.
-        half: half extents at rest, metres.
-        at: position of its centre.
-        parts: its geoms; empty: one, of the shape that its kind names.
-        yaw: turn about the vertical, degrees.
-        motion: "free", "fixed", "slide" (driven along ``axis``) or "hinge" (driven about ``axis``).
-        axis: of "slide" and "hinge", in the thing's frame.
-        velocity: (m/s) at the start, of a free thing.
-        rolls: a ball with ``velocity`` starts rolling rather than sliding.
-        mass: kilograms.
-        friction: sliding friction coefficient.
-        bounce: share of speed kept by a bounce; None: it does not bounce.
-        ghost: touches nothing.
-        slick: slides along others without friction.
-    """
-
-    name: str
-    kind: str
-    colour: str
-    rgb: Rgb
-    half: tuple[float, float, float]
-    at: tuple[float, float, float]
-    parts: tuple[Part, ...] = ()
-    yaw: float = 0.0
-    motion: str = "free"
-    axis: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    rolls: bool = True
-    mass: float = 0.2
-    friction: float = 0.6
-    bounce: float | None = None
-    ghost: bool = False
-    slick: bool = False
-
-    def geoms(self) -> tuple[Part, ...]:
-        """Its geoms."""
-        if self.parts:
-            return self.parts
-        if self.kind == "ball":
-            return (Part("sphere", (self.half[0],)),)
-        if self.kind == "can":
-            return (Part("cylinder", (self.half[0], self.half[2])),)
-        return (Part("box", self.half),)
-
-
-Control = Callable[["World", int, float], None]
-
-
-def _stay(world: World, frame: int, seconds: float) -> None:
-    """No one does anything."""
-
-
-@dataclass(frozen=True)
-class Script:
-    """What happens in a clip.
-
-    Attributes:
-        things: on the table; only these are recorded.
-        view: camera at a moment in [0, 1] of the clip.
-        frame_s: simulated seconds between two frames.
-        control: called before every physics step with the world, the frame last taken and the time (s).
-        at_frame: called before every frame is taken.
-        release: see Clip.
-        clear_m: distractors stay this far from the table's middle.
-    """
-
-    things: tuple[Thing, ...]
-    view: Callable[[float], View]
-    frame_s: float
-    control: Control = _stay
-    at_frame: Control = _stay
-    release: int = -1
-    clear_m: float = 0.40
+from .mjcf import RENDER_SIDE, STEP_S, xml
+from .palette import surroundings
+from .script import CLIP_FRAMES, Script, View
 
 
 @dataclass
@@ -184,7 +46,7 @@ class World:
     ) -> None:
         self.script = script
         look = surroundings(split, rng)
-        self.model = mujoco.MjModel.from_xml_string(_xml(script, look, split, rng))
+        self.model = mujoco.MjModel.from_xml_string(xml(script, look, split, rng))
         self.data = mujoco.MjData(self.model)
         self.present = np.ones(len(script.things), bool)
         self._bodies = np.array([self.model.body(f"thing{i}").id for i in range(len(script.things))])
@@ -381,93 +243,3 @@ def make_clip(
         half=np.array([thing.half for thing in things], np.float32),
         **arrays,
     )
-
-
-def _numbers(*values: float) -> str:
-    return " ".join(f"{value:.6g}" for value in values)
-
-
-def _geom(part: Part, thing: Thing) -> str:
-    bounce = ""
-    if thing.bounce is not None:
-        # Restitution of a damped spring: e = exp(-pi z / sqrt(1 - z^2)) with damping ratio z.
-        log = -np.log(thing.bounce)
-        damping = 2.0 * np.sqrt(_SPRING) * log / np.hypot(np.pi, log)
-        bounce = f' priority="1" solref="{_numbers(-_SPRING, -damping)}"'
-    mass = thing.mass / len(thing.geoms())
-    touches = ' contype="0" conaffinity="0"' if thing.ghost else ""
-    if thing.slick:
-        bounce = ' priority="2"'
-    friction = 0.001 if thing.slick else thing.friction
-    rolling = 0.002 if part.shape == "sphere" else 0.0005
-    return (
-        f'<geom type="{part.shape}" size="{_numbers(*part.size)}" pos="{_numbers(*part.at)}" '
-        f'euler="{_numbers(*part.turn)}" rgba="{_numbers(*thing.rgb, 1.0)}" mass="{_numbers(mass)}" '
-        f'condim="6" friction="{_numbers(friction, 0.003, rolling)}"{bounce}{touches}/>'
-    )
-
-
-def _body(index: int, thing: Thing) -> str:
-    joint = ""
-    if thing.motion == "free":
-        joint = "<freejoint/>"
-    elif thing.motion in ("slide", "hinge"):
-        joint = f'<joint type="{thing.motion}" axis="{_numbers(*thing.axis)}"/>'
-    geoms = "".join(_geom(part, thing) for part in thing.geoms())
-    weightless = ' gravcomp="1"' if thing.motion in ("slide", "hinge") else ""
-    return (
-        f'<body name="thing{index}" pos="{_numbers(*thing.at)}" euler="0 0 {_numbers(thing.yaw)}"'
-        f"{weightless}>{joint}{geoms}</body>"
-    )
-
-
-def _distractors(script: Script, look: Surroundings, split: Split, rng: np.random.Generator) -> str:
-    """Up to two dull things near the table's rim that nothing happens to."""
-    text = ""
-    for _ in range(int(rng.integers(0, 3))):
-        angle = rng.uniform(0.0, 2.0 * np.pi)
-        distance = rng.uniform(min(script.clear_m, look.table_half_m - 0.05), look.table_half_m - 0.04)
-        size = rng.uniform(0.02, 0.035, 3)
-        place = _numbers(distance * np.cos(angle), distance * np.sin(angle), float(size[2]))
-        shape = str(rng.choice(DISTRACTOR_SHAPES[split]))
-        text += (
-            f'<geom type="{shape}" pos="{place}" size="{_numbers(*size)}" contype="0" conaffinity="0" '
-            f'rgba="{_numbers(*dull(split, rng, 0.25, 0.8), 1.0)}"/>'
-        )
-    return text
-
-
-def _xml(script: Script, look: Surroundings, split: Split, rng: np.random.Generator) -> str:
-    half = look.table_half_m
-    top = ("cylinder", _numbers(half, 0.02)) if look.round_table else ("box", _numbers(half, half, 0.02))
-    bodies = "".join(_body(i, thing) for i, thing in enumerate(script.things))
-    return f"""
-<mujoco>
-  <compiler angle="degree" eulerseq="xyz"/>
-  <option timestep="{STEP_S}" integrator="implicitfast" cone="elliptic" impratio="3"/>
-  <visual>
-    <global fovy="{FOV_DEG}" offwidth="{RENDER_SIDE}" offheight="{RENDER_SIDE}"/>
-    <quality shadowsize="0" offsamples="0" numslices="20" numstacks="12"/>
-    <headlight ambient="{_numbers(*[look.ambient] * 3)}" diffuse="{_numbers(*[0.8 - look.lamp] * 3)}"
-      specular="0 0 0"/>
-    <map znear="0.02" zfar="20"/>
-  </visual>
-  <default><geom solref="{_HARD}"/></default>
-  <asset>
-    <texture type="skybox" builtin="gradient" rgb1="{_numbers(*look.wall)}"
-      rgb2="{_numbers(*[0.6 * c for c in look.wall])}" width="32" height="192"/>
-    <texture name="floor" type="2d" builtin="checker" rgb1="{_numbers(*look.floor)}"
-      rgb2="{_numbers(*look.floor_marks)}" width="64" height="64"/>
-    <material name="floor" texture="floor" texrepeat="6 6"/>
-  </asset>
-  <worldbody>
-    <light pos="0 0 2" dir="{_numbers(*look.light)}" directional="true" castshadow="false"
-      diffuse="{_numbers(*[look.lamp] * 3)}" specular="0.1 0.1 0.1"/>
-    <geom type="plane" size="3 3 0.1" pos="0 0 {_GROUND_M}" material="floor"/>
-    <geom type="{top[0]}" size="{top[1]}" pos="0 0 -0.02" rgba="{_numbers(*look.table, 1.0)}"
-      contype="0" conaffinity="0"/>
-    <geom name="table" type="plane" size="2 2 0.1" friction="0.1 0.003 0.0005" rgba="0 0 0 0"/>
-    {_distractors(script, look, split, rng)}
-    {bodies}
-  </worldbody>
-</mujoco>"""

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Script, Thing
 from ..stage import BALL_M, BLOCK_M, Stage, cube, draw_stage, size
-from ..world import Script, Thing, World
+from ..world import World
 
 PLANS = {"first": 1.5, "second": 1.5, "stick": 1.0, "none": 1.2, "weigh": 2.0, "race": 2.0}
 _LANE_M = 0.2
@@ -26,7 +27,7 @@ def script(plan: str, split: Split, rng: np.random.Generator) -> Script:
     names = colours(3, rng)
     side = float(rng.uniform(*BLOCK_M))
     kind = str(rng.choice(("block", "can")))
-    target = stage.thing(kind, names[0], cube(side), (0.0, 0.0, side), rng, mass=0.14, friction=0.25)
+    target = stage.thing(kind, names[0], cube(side), (0.0, 0.0, side), rng, mass=0.14, friction=0.4)
     balls = [
         _ball(stage, names[1], -1.0, plan == "first", rng),
         _ball(stage, names[2], 1.0, plan == "second", rng),
@@ -60,9 +61,16 @@ def _ball(stage: Stage, colour: str, side: float, hits: bool, rng: np.random.Gen
     lane = 0.0 if hits else float(rng.uniform(0.19, 0.23)) * stage.nearer_y()
     if not hits and not passes:
         speed, lane = 0.0, float(rng.uniform(-0.03, 0.03))
-    start = side * float(rng.uniform(0.34, 0.42))
+    start = side * float(rng.uniform(0.32, 0.38))
     return stage.thing(
-        "ball", colour, half, (start, lane, half[2]), rng, velocity=(-side * speed, 0.0, 0.0), mass=0.5
+        "ball",
+        colour,
+        half,
+        (start, lane, half[2]),
+        rng,
+        velocity=(-side * speed, 0.0, 0.0),
+        mass=0.25,
+        bounce=0.6,
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Script
 from ..stage import draw_stage, size
-from ..world import Script
 
 PLANS = {"land": 2.0, "bounce": 2.0, "long_bounce": 2.0}
 _G = 9.81

@@ -13,8 +13,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import SHAPES, colours
+from ..script import Script, Thing, View
 from ..stage import Stage, draw_stage
-from ..world import Script, Thing, View, World
+from ..world import World
 
 PLANS = {"pass_taken": 1.0, "pass_kept": 1.0, "orbit_taken": 1.0, "orbit_kept": 1.0}
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Script
 from ..stage import Stage, cube, draw_stage, size
-from ..world import Script, World
+from ..world import World
 
 PLANS = {"hit": 1.0, "roll": 1.0, "fall": 1.0, "through": 1.0, "jump": 1.0, "float": 1.0}
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Part, Script
 from ..stage import draw_stage
-from ..world import Part, Script, World
+from ..world import World
 
 PLANS = {"ball_slope": 1.5, "ball_level": 1.0, "block_steep": 1.5, "block_gentle": 1.0}
 _BOARD = (0.26, 0.1, 0.014)

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...look import Split
 from ..palette import SHAPES, colours, from_ranges
+from ..script import CLIP_FRAMES, Script, View
 from ..stage import AZIMUTHS, draw_stage
-from ..world import CLIP_FRAMES, Script, View
 
 PLANS = {"views": 1.0}
 _SPOTS = [(-0.27, -0.25), (0.27, -0.25), (-0.27, 0.25), (0.27, 0.25), (0.0, 0.0)]

@@ -12,8 +12,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Script
 from ..stage import draw_stage, octagon_cup
-from ..world import Script, World
+from ..world import World
 
 PLANS = {"pour": 2.0, "lean": 1.0}
 _RADIUS, _HEIGHT = 0.075, 0.085

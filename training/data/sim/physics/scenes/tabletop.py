@@ -9,8 +9,8 @@ import numpy as np
 
 from ...look import Split
 from ..palette import SHAPES, colours
+from ..script import Script, View
 from ..stage import draw_stage
-from ..world import Script, View
 
 PLANS = {"left": 1.0, "right": 1.0, "up": 1.0, "down": 1.0, "closer": 1.0, "away": 1.0, "still": 1.0}
 _SPOTS = [(-0.27, -0.12), (0.0, -0.2), (0.27, -0.12), (-0.15, 0.15), (0.15, 0.15), (0.0, 0.0)]

@@ -9,8 +9,9 @@ import numpy as np
 
 from ...look import Split
 from ..palette import colours
+from ..script import Script, Thing
 from ..stage import Stage, draw_stage
-from ..world import Script, Thing, World
+from ..world import World
 
 PLANS = {"push": 1.3, "nudge": 1.0, "ball": 2.3, "light_ball": 1.0, "dominoes": 2.5, "gap": 1.3}
 _STICK_Z = (0.22, 0.28)
@@ -50,7 +51,7 @@ def script(plan: str, split: Split, rng: np.random.Generator) -> Script:
     )
     height = float(rng.uniform(*_STICK_Z))
     stick = _stick(stage, -0.30, far if by_ball else 0.0, height, rng)
-    reach = 0.36 if plan == "push" else 0.19 if plan == "nudge" else 0.0
+    reach = {"push": 0.36, "nudge": float(rng.uniform(0.13, 0.175))}.get(plan, 0.0)  # a nudge stops short
     begins = float(rng.uniform(0.05, 0.2))
     speed = 0.28 if plan == "nudge" else float(rng.uniform(0.6, 0.9))
 
