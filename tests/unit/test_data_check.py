@@ -275,9 +275,8 @@ def test_blind_guesses_learn_from_training_samples_only():
     assert (held_out.split, held_out.accuracy["most_frequent_answer"]) == ("held_out", 0.0)
     assert (train.split, train.accuracy["most_frequent_answer"]) == ("train", 1.0)
     assert held_out.answers == {"yes": 5}
-    # One sample has nothing to learn from but itself: chance.
-    (alone,) = blind_scores(samples[:1])
-    assert alone.accuracy["most_frequent_answer"] == 0.5
+    (balanced,) = blind_scores([sample(f"{i}", "x.mp4", "train", ("yes", "no")[i % 2]) for i in range(4)])
+    assert balanced.accuracy == {"most_frequent_answer": 0.5, "random": 0.5, "question_text": 0.5}
 
 
 def test_fingerprints_ignore_noise_but_not_scenes():

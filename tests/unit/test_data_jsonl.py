@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,24 @@ def test_a_record_that_is_no_sample_raises_all_its_errors():
     with pytest.raises(FieldErrors) as raised:
         sample_from_json(value)
     assert {name for name, _ in raised.value.errors} == {"kind", "provenance.source", "answer", "sample_id"}
+    with pytest.raises(FieldErrors) as raised:
+        sample_from_json({"version": 1, "kind": "other", "sample_id": "x", "answer": "x", "question": "x"})
+    assert raised.value.errors == (("provenance", "is missing"),)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
+    write_samples(tmp_path, [make_sample()])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # a limit on the size of a file makes write() fail half-way, as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            write_samples(tmp_path, (make_sample(sample_id=f"{i}") for i in range(200)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert read(tmp_path)[0] == [make_sample()]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_groups_and_forms():

@@ -2,8 +2,8 @@
 """What can be scored without looking: answers guessed from the texts and from how often each was right.
 
 A question kind is worth something only as far as a model beats these. Guesses learn from training samples
-where the data set has such a split, else from all other samples of the same split (leave one out), never from
-the sample itself.
+where the data set has such a split, else from the split itself: a favourite letter or word is the one that is
+right most often in it, a favourite among options that of all its other samples.
 """
 
 from __future__ import annotations
@@ -74,56 +74,53 @@ def _score(
     count = len(samples)
     chances = [1 / len(s.options) if s.options else 0.5 if form == "yes_no" else 0.0 for s in samples]
     chance = sum(chances) / count
-    accuracy = {"most_frequent_answer": _accuracy(samples, training, lambda s: (), _text, _options)}
+    accuracy: dict[str, float] = {}
+    if form == "choice":
+        accuracy["most_frequent_letter"] = _constant(samples, training, lambda sample: sample.answer)
+        accuracy["longest_option"] = sum(map(_longest, samples)) / count
+        accuracy["most_frequent_answer"] = max(chance, _learned(samples, training, lambda sample: ()))
+    else:
+        accuracy["most_frequent_answer"] = _constant(samples, training, _text)
     if form != "free":
         accuracy["random"] = chance
-        accuracy["question_text"] = _accuracy(samples, training, _question, _text, _options)
-    if form == "choice":
-        letters = _accuracy(samples, training, lambda s: (), lambda s: s.answer, lambda s: None)
-        accuracy["most_frequent_letter"] = letters
-        accuracy["longest_option"] = sum(map(_longest, samples)) / count
+        accuracy["question_text"] = max(chance, _learned(samples, training, _question))
     answers = Counter(sample.answer for sample in samples).most_common(26)
     return BlindScore(group, form, split, count, chance, accuracy, dict(answers))
 
 
-def _accuracy(
-    samples: Sequence[Sample],
-    training: list[Sample],
-    condition: Callable[[Sample], object],
-    answer: Callable[[Sample], str],
-    allowed: Callable[[Sample], tuple[str, ...] | None],
-) -> float:
-    """Accuracy of the answer that was right most often under the same ``condition``, else overall.
+def _constant(samples: Sequence[Sample], training: list[Sample], answer: Callable[[Sample], str]) -> float:
+    """Accuracy of always giving the answer that is right most often."""
+    ((favourite, _),) = Counter(map(answer, training or samples)).most_common(1)
+    return sum(answer(sample) == favourite for sample in samples) / len(samples)
 
-    Ties and answers never seen score their chance of being picked.
+
+def _learned(
+    samples: Sequence[Sample], training: list[Sample], condition: Callable[[Sample], object]
+) -> float:
+    """Accuracy of the allowed answer that was right most often under the same ``condition``, else overall.
+
+    Ties, and where no allowed answer was seen, score the chance of picking the right one. Without training
+    samples each is guessed from the others, which puts a balanced set below chance: callers correct that.
     """
     counts: dict[object, Counter[str]] = defaultdict(Counter)
     for sample in training or samples:
-        counts[condition(sample)][answer(sample)] += 1
-        counts[None][answer(sample)] += 1
+        for key in (condition(sample), None):
+            counts[key][_text(sample)] += 1
     right = 0.0
     for sample in samples:
-        own = answer(sample)
+        own, choices = _text(sample), _choices(sample)
+        best = list(choices)
         for key in (condition(sample), None):
-            seen = counts.get(key, Counter())
-            choices = allowed(sample)
-            known = {
-                text: seen[text] for text in (choices if choices is not None else seen) if seen[text] > 0
-            }
-            if not training and own in known:
-                known[own] -= 1  # leave the sample itself out
-            top = max(known.values(), default=0)
-            if top > 0:
-                best = [text for text, number in known.items() if number == top]
-                right += (own in best) / len(best)
+            seen = {text: counts[key][text] - (not training and text == own) for text in choices}
+            if max(seen.values()) > 0:
+                best = [text for text in choices if seen[text] == max(seen.values())]
                 break
-        else:
-            right += 1 / len(choices) if choices else 0.0
+        right += (own in best) / len(best)
     return right / len(samples)
 
 
 def _question(sample: Sample) -> object:
-    return question_text(sample.to_query()).casefold(), tuple(sorted(_options(sample) or ()))
+    return question_text(sample.to_query()).casefold(), tuple(sorted(_choices(sample)))
 
 
 def _text(sample: Sample) -> str:
@@ -131,10 +128,9 @@ def _text(sample: Sample) -> str:
     return (sample.options[sample.answer_index] if sample.options else sample.answer).strip().casefold()
 
 
-def _options(sample: Sample) -> tuple[str, ...] | None:
-    if sample.form == "yes_no":
-        return ("yes", "no")
-    return tuple(option.strip().casefold() for option in sample.options) or None
+def _choices(sample: Sample) -> tuple[str, ...]:
+    """Answers that the form allows."""
+    return tuple(option.strip().casefold() for option in sample.options) or ("yes", "no")
 
 
 def _longest(sample: Sample) -> float:

@@ -67,9 +67,9 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         """A nested object; required."""
-        return Fields(
-            self._get(name, _MISSING, lambda _: True, "", {}), f"{self._prefix}{name}.", self.errors
-        )
+        value = self._get(name, _MISSING, lambda _: True, "", {})
+        errors = self.errors if name in self else []  # of a missing object its fields need not be listed
+        return Fields(value, f"{self._prefix}{name}.", errors)
 
     def objects(self, name: str) -> Iterator[Fields]:
         """The objects of a list; none when missing."""
