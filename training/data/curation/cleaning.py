@@ -18,7 +18,7 @@ from .outcome import Rejected
 RULES = "2"  # version of all rules here and in questions.py; raise it when one changes
 
 _NOUN = (
-    r"(?:(?:video|image|scene|given|provided|detailed|textual|written|visual|above)['’]?s?\s+)*"
+    r"(?:(?:video|image|scene|given|provided|detailed|text|textual|written|visual|above)['’]?s?\s+)*"
     r"(?:captions?|descriptions?|transcripts?|narration)"
 )
 _TELLS = (
@@ -51,7 +51,7 @@ _OPENER = re.compile(
     r"\A(?:okay|ok|alright|all right|hmm+|well|wait|sure|certainly)\b[,.!:;…\s]*", re.IGNORECASE
 )
 _PLAN = re.compile(
-    r"\A(?:so[,\s]+)?"
+    r"\A(?:(?:so|first|now|then)[,\s]+)?"
     r"(?:let me|let['’]s|let us|(?:i|we) (?:need|have|want) to|(?:i|we)(?:['’]ll| will| should))"
     r"\s+(?:just |first |now |carefully )*"
     r"(?:see|think|check|double-check|look|figure|work|analy[sz]e|consider|go|start|begin|try|break|determine"
