@@ -34,6 +34,7 @@ def chart(cells: Mapping[str, Mapping[str, Any]]) -> Markup:
 def _row(name: str, cell: Mapping[str, Any], y: float) -> Markup:
     low, high = cell["ci95"]
     best, guess = cell["best_without_video"]["mean"], cell["random"]
+    above, below = y - 3, y + 6
     parts = [
         element("line", x1=_x(0), x2=_x(1), y1=y, y2=y, class_="lane"),
         element("line", x1=_x(guess), x2=_x(guess), y1=y - 8, y2=y + 8, class_="guess"),
@@ -43,12 +44,12 @@ def _row(name: str, cell: Mapping[str, Any], y: float) -> Markup:
         blind = cell["blind"]
         first, last = blind["ci95"]
         parts += [
-            element("line", x1=_x(first), x2=_x(last), y1=y, y2=y, class_="blind"),
-            element("circle", cx=_x(blind["mean"]), cy=y, r=4.5, class_="blind"),
+            element("line", x1=_x(first), x2=_x(last), y1=below, y2=below, class_="blind"),
+            element("circle", cx=_x(blind["mean"]), cy=below, r=4.5, class_="blind"),
         ]
     parts += [
-        element("line", x1=_x(low), x2=_x(high), y1=y, y2=y, class_="seen"),
-        element("circle", cx=_x(cell["mean"]), cy=y, r=6, class_="seen"),
+        element("line", x1=_x(low), x2=_x(high), y1=above, y2=above, class_="seen"),
+        element("circle", cx=_x(cell["mean"]), cy=above, r=6, class_="seen"),
         element("text", name.replace("_", " "), x=_LEFT - 16, y=y + 4, class_="side"),
         element(
             "text",

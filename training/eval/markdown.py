@@ -23,7 +23,7 @@ PUBLISHED_NOTE = (
     "measured by this run."
 )
 OTHER_BENCHMARK_NOTE = (
-    "They are about the paper's benchmark, our rows about another one: the two cannot be compared."
+    "The published rows are about the paper's benchmark, ours about another one: they cannot be compared."
 )
 
 

@@ -114,29 +114,22 @@ def _results(report: Mapping[str, Any]) -> Markup:
 
 
 def _paper(report: Mapping[str, Any]) -> Markup:
-    return join(
-        element(
-            "section",
-            element("h2", f"{paper['title']}, in the paper's layout"),
+    note = PUBLISHED_NOTE.replace("*", "")
+    sections = []
+    for paper in report["paper"].values():
+        head = element("tr", [element("th", name) for name in ["model", *paper["columns"]]])
+        rows = element("tbody", [_paper_row(row) for row in paper["rows"]])
+        sections.append(
             element(
-                "div",
+                "section",
+                element("h2", f"{paper['title']}, in the paper's layout"),
+                element("div", element("table", element("thead", head), rows), class_="wide"),
                 element(
-                    "table",
-                    element(
-                        "thead", element("tr", [element("th", name) for name in ["model", *paper["columns"]]])
-                    ),
-                    element("tbody", [_paper_row(row) for row in paper["rows"]]),
+                    "p", note if paper["comparable"] else f"{note} {OTHER_BENCHMARK_NOTE}", class_="note"
                 ),
-                class_="wide",
-            ),
-            element(
-                "p",
-                PUBLISHED_NOTE.replace("*", "") + ("" if paper["comparable"] else f" {OTHER_BENCHMARK_NOTE}"),
-                class_="note",
-            ),
+            )
         )
-        for paper in report["paper"].values()
-    )
+    return join(*sections)
 
 
 def _paper_row(row: Mapping[str, Any]) -> Markup:
@@ -155,7 +148,7 @@ def _details(report: Mapping[str, Any]) -> Markup | None:
         )
         if len(report[key]) > 1
     ]
-    return element("section", element("h2", "Other ways to cut it"), parts) if parts else None
+    return element("section", element("h2", "Other breakdowns"), parts) if parts else None
 
 
 def _table(title: str, cells: Mapping[str, Mapping[str, Any]]) -> Markup:

@@ -7,6 +7,7 @@ are drawn by a seed of the benchmark's own, so the same files give the same ques
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from .item import Benchmark, Item, Stimulus
 PERIOD_NS = 250_000_000  # 4 frames per second
 _SEED = 12345
 _TRIES = 20  # draws for a window about which something can be asked
+_WINDOWS_A_SHARE = 4  # a kind's share of questions is the number of windows by this
 _GROUPS = {
     QueryKind.COMPLETION: QuestionKind.TASK_COMPLETION,
     QueryKind.AFFORDANCE: QuestionKind.AFFORDANCE,
@@ -105,7 +107,7 @@ class RobotEpisodes:
 
 
 class PhysicsClips:
-    """Windows of table-top physics clips: intuitive physics and common sense.
+    """Windows of table-top physics clips, balanced over kinds: intuitive physics and common sense.
 
     Args:
         directory: of clips of one split.
@@ -117,18 +119,29 @@ class PhysicsClips:
         self._paths = sorted(directory.glob("clip*.npz"))
 
     def draw(self, count: int, rng: np.random.Generator) -> Iterator[Shown]:
-        """See Source. Clips are taken in turn, in random order."""
+        """See Source. Clips are taken in turn, in random order.
+
+        Windows about nothing but kinds that have their share of questions are passed over, so that rare
+        kinds get theirs.
+        """
         order = rng.permutation(len(self._paths))
-        for number in range(count):
+        asked_of: collections.Counter[str] = collections.Counter()
+        share = max(1, count // _WINDOWS_A_SHARE)
+        made = 0
+        for number in range(count * _TRIES):
             clip = load_clip(self._paths[order[number % len(order)]])
-            for _ in range(_TRIES):
-                shown, span = kinds.draw(clip, rng)
-                asked = kinds.questions_for(shown, span, rng)
-                if asked:
-                    name = f"{clip.seed}/{shown.variant}/{span.first}+{span.length}/{number}"
-                    frames = shown.frames[span.first : span.last + 1].copy()
-                    yield Shown(name, str(clip.seed), frames, span.first, asked)
-                    break
+            shown, span = kinds.draw(clip, rng)
+            asked = kinds.questions_for(shown, span, rng)
+            groups = {sample.group for sample in asked}
+            if not any(asked_of[group] < share for group in groups):
+                continue
+            asked_of.update(sample.group for sample in asked)
+            made += 1
+            name = f"{clip.seed}/{shown.variant}/{span.first}+{span.length}/{made}"
+            frames = shown.frames[span.first : span.last + 1].copy()
+            yield Shown(name, str(clip.seed), frames, span.first, asked)
+            if made == count:
+                return
 
 
 def find_sources(directories: Sequence[Path], frames: int) -> list[Source]:

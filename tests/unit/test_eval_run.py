@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small random model evaluated for real: asked, killed, asked on, scored again."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from cosmos_reason_node.engine.torch import TorchEngine
+from cosmos_reason_node.models import qwen2_5_vl
+from cosmos_reason_node.types import Query, QueryKind
+from tests import tiny_model
+from training.data.media import MediaError
+from training.eval import run
+from training.eval.__main__ import main
+from training.eval.item import Benchmark, Item, Stimulus
+from training.eval.prediction import read_predictions
+from training.eval.protocol import PROTOCOLS
+from training.eval.rollout import Plan
+
+QUERIES = (
+    (Query(QueryKind.COMPLETION, task="open the drawer"), "yes"),
+    (Query(QueryKind.NEXT_ACTION, task="open the drawer", options=("reach", "pull", "lift")), "B"),
+    (Query(QueryKind.NEXT_ACTION, task="open the drawer"), "reach"),
+)
+SAMPLED = Plan(PROTOCOLS["strict"], seeds=2, permutations=3, think_tokens=12)
+GREEDY = Plan(PROTOCOLS["letter"], permutations=3)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    torch.set_num_threads(1)
+    directory = tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+    return TorchEngine(qwen2_5_vl.load(directory, device="cpu"), min_confidence=0.0)
+
+
+def stimulus(number, load=None):
+    items = tuple(
+        Item(f"{number}/{i}", f"w{number}", query, answer, query.kind.name.lower(), "noise", f"r{number}")
+        for i, (query, answer) in enumerate(QUERIES)
+    )
+    return Stimulus(f"w{number}", items, load or (lambda: (tiny_model.window(seed=number),)))
+
+
+class Killed(Exception):
+    pass
+
+
+def killed():
+    raise Killed
+
+
+def predictions(directory):
+    return read_predictions(directory / run.PREDICTIONS)
+
+
+@pytest.mark.parametrize("plan", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_a_killed_evaluation_ends_with_the_same_predictions(engine, tmp_path, plan):
+    through, cut = tmp_path / "through", tmp_path / "cut"
+    run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1))), plan, run.Labels(), through)
+    with pytest.raises(Killed):
+        run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1, killed))), plan, run.Labels(), cut)
+    before = (cut / run.PREDICTIONS).read_bytes()
+    # Killed in the middle of a line; other branches share the next request than would have.
+    (cut / run.PREDICTIONS).write_bytes(before[: len(before) * 2 // 3])
+    smaller = dataclasses.replace(plan, max_branches=2)
+    run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1))), smaller, run.Labels(), cut)
+    assert predictions(cut) == predictions(through)
+    # yes/no and free form with the runs' seeds, options in three orders; all with and without video.
+    assert len(predictions(through)) == 2 * ((3 * plan.runs + 2) + 3 * plan.runs)
+
+
+def test_what_was_asked_is_not_asked_again(engine, tmp_path):
+    run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path)
+    before = (tmp_path / run.PREDICTIONS).read_bytes()
+    run.ask(engine, Benchmark("b", (stimulus(0, killed),)), GREEDY, run.Labels(), tmp_path)
+    assert (tmp_path / run.PREDICTIONS).read_bytes() == before
+
+
+def test_reports_are_made_again_without_the_model(engine, tmp_path, capsys):
+    run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels("base"), tmp_path)
+    run.ask(engine, Benchmark("b", (stimulus(0),)), SAMPLED, run.Labels("base"), tmp_path)
+    reports = run.score(tmp_path)
+    assert list(reports) == ["letter", "strict", "released"]  # the last two from the same predictions
+    assert reports["letter"]["overall"]["unparsed"] == 0  # the grammar
+    assert reports["strict"]["overall"]["unparsed"] == 6  # noise does not keep to the format
+    assert reports["letter"]["stage"] == "base"
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("letter.*")}
+    assert len(written) == 3
+    for name in written:
+        (tmp_path / name).unlink()
+    assert main(["score", str(tmp_path), "--protocol", "letter"]) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("letter.*")} == written
+    assert b"data:image/jpeg" in written["letter.html"]
+    assert "| completion | 1 |" in capsys.readouterr().out
+
+
+def test_an_unreadable_clip_counts_as_wrong_and_is_tried_again(engine, tmp_path):
+    def missing():
+        raise MediaError("clip.mp4 is missing")
+
+    run.ask(engine, Benchmark("b", (stimulus(0, missing), stimulus(1))), GREEDY, run.Labels(), tmp_path)
+    overall = run.score(tmp_path)["letter"]["overall"]
+    assert (overall["n"], overall["errors"]) == (6, 3)
+    run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1))), GREEDY, run.Labels(), tmp_path)
+    assert run.score(tmp_path)["letter"]["overall"]["errors"] == 0
+
+
+def test_what_the_engine_refuses_counts_as_wrong(engine, tmp_path):
+    plan = dataclasses.replace(GREEDY, think_tokens=8000)  # more than the model's positions
+    run.ask(engine, Benchmark("b", (stimulus(0),)), plan, run.Labels(), tmp_path)
+    assert run.score(tmp_path)["letter"]["overall"]["errors"] == 3
+    assert all("QUESTION_TOO_LONG" in found.error for found in predictions(tmp_path).values())
+
+
+def test_an_unfinished_evaluation_says_so(engine, tmp_path):
+    with pytest.raises(Killed):
+        run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1, killed))), GREEDY, run.Labels(), tmp_path)
+    report = run.score(tmp_path)["letter"]
+    assert (report["unasked"], report["overall"]["n"]) == (3, 3)
+    assert "not the final result" in (tmp_path / "letter.md").read_text()
+
+
+def test_command_line_says_what_is_wrong(tmp_path, capsys):
+    assert main(["score", str(tmp_path)]) == 1
+    assert "holds no evaluation" in capsys.readouterr().err
+    model = ["--model", "models/nano"]
+    assert main([*model, "--bench", "embodied"]) == 1
+    assert "nvidia/Cosmos-Reason1-Benchmark" in capsys.readouterr().err
+    assert main([*model, "--bench", "nonsense"]) == 1
+    assert "there is no nonsense" in capsys.readouterr().err
+    assert main([*model, "--bench", "sim", "--data", str(tmp_path)]) == 1
+    assert "no episodes or clips" in capsys.readouterr().err
+    assert main(["--model", str(tmp_path / "none"), "--bench", "sim"]) == 1
+    assert "no checkpoint directory" in capsys.readouterr().err
+
+
+def test_a_damaged_run_file_is_named(tmp_path):
+    (tmp_path / run.RUN).write_text(json.dumps({"model": {}}))
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        run.score(tmp_path)
