@@ -15,6 +15,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from cosmos_reason_node.vision.patchify import PatchSpec
+from training.data.__main__ import main
 from training.data.bag import convert, messages
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Report
@@ -193,3 +194,21 @@ def test_what_is_no_bag_is_an_error(tmp_path: Path, suffix: str, content: bytes)
     with pytest.raises(DataError, match="holds no bag"):
         convert(tmp_path / "empty", tmp_path / "out", Report(), spec=SPEC)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": camera(raw)})
+    labels = write_labels(tmp_path / "l.jsonl", label(), label(at_s=3.0))
+    arguments = ["bag", str(bag), str(tmp_path / "out"), "--labels", str(labels), "--split", "test"]
+    assert main(arguments) == 0
+    assert (
+        "2 samples from 2 decisions and labels (0 unusable, 0 without an answer)" in capsys.readouterr().out
+    )
+    samples = open_data_set(tmp_path / "out").samples
+    assert {sample.split for sample in samples} == {"test"}
+    assert main(["check", str(tmp_path / "out"), "--processes", "1", "--quiet"]) == 0
+    write_labels(labels, label(), label(topic="/none"))
+    assert main(arguments) == 1
+    assert "row 2, topic: '/none' has no image" in capsys.readouterr().err
+    assert main(["bag", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert main(["bag", str(bag), str(tmp_path / "out"), "--model", str(tmp_path)]) == 2

@@ -80,6 +80,7 @@ _QUERY_KINDS = {
     QuestionKind.AFFORDANCE: QueryKind.AFFORDANCE,
     QuestionKind.NEXT_ACTION: QueryKind.NEXT_ACTION,
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPLIT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -370,7 +371,27 @@ def path_errors(path: str) -> Iterator[str]:
         yield f"{path!r} leaves the data set's folder: move the file into it"
 
 
+def _half_characters(value: object, name: str) -> Iterator[str]:
+    """Names of texts with half of a surrogate pair: JSON can hold it, files and tokenizers cannot."""
+    if isinstance(value, str):
+        if _SURROGATE.search(value):
+            yield name
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _half_characters(item, f"{name}[{i}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _half_characters((key, item), f"{name}.{key}".encode(errors="replace").decode())
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _half_characters(getattr(value, item.name), f"{name}.{item.name}".lstrip("."))
+
+
 def _sample_errors(sample: Sample) -> Iterator[tuple[str, str]]:
+    broken = [(name, "holds half a character (a lone surrogate)") for name in _half_characters(sample, "")]
+    if broken:
+        yield from broken
+        return
     if not sample.sample_id.strip():
         yield "sample_id", "is empty: give each sample an id that is unique in its data set"
     if not _SPLIT.match(sample.split):

@@ -133,7 +133,7 @@ def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         report.add(shown, 0, "", f"cannot be read: {error.strerror or error}")
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and nesting without end
         report.add(
             shown, 0, "", f"is not JSON in UTF-8 ({error}): was it cut off? Download or write it again"
         )
@@ -153,7 +153,7 @@ def _lines(stream: Any, shown: str, report: Report) -> Iterator[tuple[int, Any]]
         report.rows += 1
         try:
             value = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             cut = (
                 ""
                 if line.endswith(b"\n")

@@ -93,9 +93,9 @@ def _turns(fields: Fields) -> list[Turn]:
     turns: list[Turn] = []
     for i, entry in enumerate(fields.objects("conversations")):
         role, text = entry.text("from"), entry.text("value")
-        if role and role not in _ROLES:
+        if not fields.errors and role not in _ROLES:
             entry.error("from", f"{role!r} is none of {', '.join(_ROLES)}")
-        elif not text.strip() and not fields.errors:
+        elif not fields.errors and not text.strip():
             entry.error("value", "is empty")
         expected = ("user", "assistant")[sum(turn.role != "system" for turn in turns) % 2]
         if not fields.errors and _ROLES[role] not in ("system" if i == 0 else expected, expected):
