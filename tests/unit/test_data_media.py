@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from cosmos_reason_node.types import Frame
+from cosmos_reason_node.video import VideoFile
 from cosmos_reason_node.vision.patchify import PatchSpec
 from cosmos_reason_node.window import Offer, TimeGrid, WindowBuffer
 from tests.unit.video_files import steady, write_video
@@ -85,7 +87,32 @@ def test_a_single_frame_is_a_still_pair(tmp_path: Path):
     assert window.held == 1
 
 
-def test_unicode_paths_and_rotation_marks(tmp_path: Path):
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)], ids=["90", "180", "270"])
+def test_videos_of_phones_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int]):
+    corner = np.zeros((64, 32, 3), np.uint8)
+    corner[:16, :16] = 255
+    with av.open(str(tmp_path / "x.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 64, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(corner, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray((tmp_path / "x.mp4").read_bytes())
+    at = data.index(b"tkhd") + 44  # version and flags, times, ids, duration, reserved, layer, group, volume
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "x.mp4").write_bytes(data)
+    seen = load_window(tmp_path, Video("x.mp4"), dataclasses.replace(SPEC, max_pixels=64 * 64))
+    height, width = seen.frames[0].image.shape[:2]
+    assert (height < width) == (a == 0)  # lying on its side for a quarter turn
+    video = VideoFile(tmp_path / "x.mp4")  # the node's reader, OpenCV, turns pictures by itself
+    video.advance()
+    shown = cv2.cvtColor(video.image(), cv2.COLOR_BGR2RGB)
+    resized = cv2.resize(shown, (width, height), interpolation=cv2.INTER_AREA)
+    assert np.abs(resized.astype(int) - seen.frames[0].image).mean() < 3
+
+
+def test_unicode_paths(tmp_path: Path):
     name = "clips/日本 é/x y.mp4"
     (tmp_path / name).parent.mkdir(parents=True)
     write_video(tmp_path / name, steady(8, 4), size=(64, 32))
