@@ -138,7 +138,7 @@ def _paper_row(row: Mapping[str, Any]) -> Markup:
     return element("tr", element("th", name), cells, class_="published" if row["published"] else "ours")
 
 
-def _details(report: Mapping[str, Any]) -> Markup | None:
+def _details(report: Mapping[str, Any]) -> Markup:
     parts = [
         element("details", element("summary", f"By {title}"), _table(title, report[key]))
         for key, title in (
@@ -148,7 +148,20 @@ def _details(report: Mapping[str, Any]) -> Markup | None:
         )
         if len(report[key]) > 1
     ]
-    return element("section", element("h2", "Other breakdowns"), parts) if parts else None
+    parts.append(
+        element("details", element("summary", "Answers given"), _answers(report["by_kind_and_form"]))
+    )
+    return element("section", element("h2", "Other breakdowns"), parts)
+
+
+def _answers(cells: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """How often each letter or word was said: a model that has given up looking says one thing."""
+    rows = []
+    for name, cell in cells.items():
+        total = sum(cell["said"].values())
+        shares = ", ".join(f"{said} {100 * count / total:.0f} %" for said, count in cell["said"].items())
+        rows.append(element("tr", element("th", name.replace("_", " ")), element("td", shares)))
+    return element("div", element("table", element("tbody", rows)), class_="wide")
 
 
 def _table(title: str, cells: Mapping[str, Mapping[str, Any]]) -> Markup:
