@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows to train on, from data sets, and the order in which they are drawn.
+
+Order is a function of (seed, step) alone, and its split over processes of (seed, step, rank): nothing has
+to be stored for a resumed run to go on with the same rows, on any number of devices.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.models.spec import ModelSpec
+from cosmos_reason_node.models.tokenizer import TextTokenizer
+from training.data.media import WindowSpec, choose_frames
+from training.data.problems import DataError, Problem
+from training.data.readers import open_data_set
+from training.data.schema import Frames, Media, Sample, Style
+
+from .config import DataConfig, SourceConfig
+from .packing import Branch
+from .rows import encode_answer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One window and the questions about it.
+
+    Attributes:
+        root: folder that media paths start in.
+        media: what is looked at.
+        branches: questions with answers.
+        names: of the samples, for messages: file, row, id.
+        length: bound on its tokens (a video may turn out shorter).
+        visual: bound on its visual tokens.
+        answers: answer tokens.
+    """
+
+    root: Path
+    media: tuple[Media, ...]
+    branches: tuple[Branch, ...]
+    names: tuple[str, ...]
+    length: int
+    visual: int
+    answers: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's rows.
+
+    Attributes:
+        name: its folder.
+        weight: share of draws, relative.
+        rows: at least one.
+        samples: questions in them.
+    """
+
+    name: str
+    weight: float
+    rows: tuple[Row, ...]
+    samples: int
+
+
+@dataclass
+class Rejections:
+    """Samples that are left out, each with the reason."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """One JSON line each; replaces the file before it."""
+        partial = path.with_suffix(".partial")
+        lines = (json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in self.problems)
+        partial.write_text("".join(lines), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def adapt_spec(spec: ModelSpec, data: DataConfig) -> ModelSpec:
+    """The checkpoint's description with the run's own window; the trained model is written with it.
+
+    Raises:
+        ValueError: the checkpoint cannot take it.
+    """
+    if data.max_pixels and spec.frame_size:
+        raise ValueError(
+            f"data.max_pixels: {data.max_pixels}, but {spec.model_id} has frames of fixed size "
+            f"{spec.frame_size}; take 0"
+        )
+    if data.max_pixels and data.max_pixels < spec.patches.factor**2:
+        raise ValueError(
+            f"data.max_pixels: {data.max_pixels} is below one visual token; take at least "
+            f"{spec.patches.factor**2}"
+        )
+    return replace(
+        spec,
+        window_frames=data.frames or spec.window_frames,
+        fps=data.fps or spec.fps,
+        max_pixels=data.max_pixels or spec.max_pixels,
+    )
+
+
+def load_sources(
+    configs: Sequence[SourceConfig],
+    data: DataConfig,
+    tokenizer: TextTokenizer,
+    spec: ModelSpec,
+    seed: int,
+    rejections: Rejections,
+) -> list[Source]:
+    """Read data sets and pack their samples into rows; media are not opened.
+
+    Raises:
+        DataError: a data set is missing, has bad rows (``data.strict``), or leaves nothing to train on.
+    """
+    return [_load_source(config, data, tokenizer, spec, seed, rejections) for config in configs]
+
+
+def _load_source(
+    config: SourceConfig,
+    data: DataConfig,
+    tokenizer: TextTokenizer,
+    spec: ModelSpec,
+    seed: int,
+    rejections: Rejections,
+) -> Source:
+    opened = open_data_set(Path(config.path).expanduser(), config.layout, strict=data.strict)
+    rejections.problems += opened.report.problems
+    samples = [sample for sample in opened.samples if not config.split or sample.split == config.split]
+    if config.limit:
+        samples = samples[: config.limit]
+    if not samples:
+        splits = ", ".join(sorted({sample.split for sample in opened.samples}))
+        what = f"has no sample of split {config.split!r}; it has: {splits}. Change the source's split"
+        raise DataError([Problem(config.path, 0, "split", what)])
+    windows: dict[tuple[Media, ...], list[Sample]] = {}
+    for sample in samples:
+        windows.setdefault(sample.media, []).append(sample)
+    packer = _RowPacker(opened.root, data, tokenizer, spec)
+    rng = np.random.default_rng([seed, 0x524F57])
+    rows: list[Row] = []
+    first_rejected = len(rejections.problems)
+    for media, asked in windows.items():
+        order = rng.permutation(len(asked))
+        rows += packer.rows(media, [asked[i] for i in order], rejections)
+    if not rows:
+        raise DataError(rejections.problems[first_rejected:])
+    return Source(config.path, config.weight, tuple(rows), sum(len(row.branches) for row in rows))
+
+
+class _RowPacker:
+    def __init__(self, root: Path, data: DataConfig, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
+        self._root, self._data, self._tokenizer, self._spec = root, data, tokenizer, spec
+        self._window = WindowSpec.of(spec)
+        self._head = len(prompt.encode_prefix(tokenizer, []))
+
+    def rows(self, media: tuple[Media, ...], samples: list[Sample], rejections: Rejections) -> list[Row]:
+        """Rows of all samples about one window, filled one after the other."""
+        visual = sum(self._visual_tokens(m) for m in media)
+        shared = self._head + visual + 2 * len(media)  # each video stands between two tokens
+        rows: list[Row] = []
+        branches: list[Branch] = []
+        names: list[str] = []
+
+        def close() -> None:
+            if branches:
+                total = shared + sum(map(_length, branches))
+                answers = sum(len(b.target) for b in branches)
+                rows.append(Row(self._root, media, tuple(branches), tuple(names), total, visual, answers))
+            branches.clear()
+            names.clear()
+
+        for sample in samples:
+            branch = self._encode(sample)
+            problem = self._problem(sample, branch, visual, shared)
+            if problem:
+                rejections.problems.append(problem)
+                continue
+            length = shared + sum(map(_length, branches)) + _length(branch)
+            if len(branches) == self._data.branches or length > self._limit:
+                close()
+            branches.append(branch)
+            names.append(_name(sample))
+        close()
+        return rows
+
+    @property
+    def _limit(self) -> int:
+        return self._data.max_tokens
+
+    def _encode(self, sample: Sample) -> Branch:
+        reasoning = sample.reasoning if sample.style is Style.REASONING else ""
+        return encode_answer(
+            self._tokenizer, sample.to_query(), reasoning, sample.answer, self._data.verdict_weight
+        )
+
+    def _problem(self, sample: Sample, branch: Branch, visual: int, shared: int) -> Problem | None:
+        origin = sample.provenance
+        where = (str(self._root / origin.file) if origin.file else str(self._root), origin.row)
+        if sample.history:
+            what = f"{sample.sample_id}: has turns before its question, which the node's prompt has not"
+            return Problem(*where, "history", what + "; make it a question that stands alone")
+        length = shared + _length(branch)
+        bounds = {"data.max_tokens": self._data.max_tokens, "the model's positions": self._spec.max_position}
+        name, bound = min(bounds.items(), key=lambda item: item[1])
+        if length <= bound:
+            return None
+        what = (
+            f"{sample.sample_id}: needs {length} tokens ({visual} visual, {len(branch.question)} question, "
+            f"{len(branch.target)} answer), over {name} = {bound}: shorten its answer, lower data.frames or "
+            "data.max_pixels, or raise data.max_tokens"
+        )
+        return Problem(*where, "answer", what)
+
+    def _visual_tokens(self, media: Media) -> int:
+        """Bound on the visual tokens of a video, without opening it."""
+        spec, window = self._spec, self._window
+        frames = window.num_frames
+        if isinstance(media, Frames):
+            frames = len(choose_frames(media, window).indices)
+        elif media.end_s is not None:
+            ticks = math.ceil((media.end_s - media.start_s) * 1e9 / window.period_ns)
+            frames = min(frames, ticks + 2 + ticks % 2)
+        height, width = spec.frame_size or (spec.patches.factor, spec.max_pixels // spec.patches.factor)
+        return frames // spec.patches.temporal_patch * (height * width) // spec.patches.factor**2
+
+
+def _length(branch: Branch) -> int:
+    return len(branch.question) + len(branch.target)
+
+
+def _name(sample: Sample) -> str:
+    origin = sample.provenance
+    row = f", row {origin.row}" if origin.row else ""
+    return f"{sample.sample_id} ({origin.file or origin.source}{row})"
+
+
+class RowSampler:
+    """Which rows a step takes. Each source is gone through in an order of its own, anew in every epoch.
+
+    How many rows a step takes of each source is drawn by the sources' weights from (seed, step).
+
+    Args:
+        sources: at least one.
+        batch: rows of a step.
+        seed: of the run.
+    """
+
+    def __init__(self, sources: Sequence[Source], batch: int, seed: int) -> None:
+        self._sources, self._batch, self._seed = sources, batch, seed
+        weights = np.array([source.weight for source in sources])
+        self._shares = weights / weights.sum()
+        self._step = 0
+        self._drawn = np.zeros(len(sources), np.int64)  # of each source before ``_step``
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def rows(self, step: int) -> list[Row]:
+        """The rows of a step, all processes together."""
+        if step < self._step:
+            self._step, self._drawn = 0, np.zeros(len(self._sources), np.int64)
+        while self._step < step:
+            self._drawn += self._counts(self._step)
+            self._step += 1
+        return [
+            self._row(number, int(self._drawn[number]) + i)
+            for number, count in enumerate(self._counts(step))
+            for i in range(count)
+        ]
+
+    def _counts(self, step: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, step, 1]).multinomial(self._batch, self._shares)
+
+    def _row(self, number: int, draw: int) -> Row:
+        rows = self._sources[number].rows
+        epoch, place = divmod(draw, len(rows))
+        cached = self._orders.get(number)
+        if cached is None or cached[0] != epoch:
+            order = np.random.default_rng([self._seed, number, epoch, 2]).permutation(len(rows))
+            cached = self._orders[number] = (epoch, order)
+        return rows[cached[1][place]]
+
+
+def plan(rows: Iterable[Row], max_tokens: int, world: int) -> list[list[Row]]:
+    """Rows as forward passes: of similar length together, rows x longest row within ``max_tokens``.
+
+    The number of passes is a multiple of ``world``, as sharded processes have to run the same number;
+    pass ``i`` belongs to process ``i % world``.
+
+    Raises:
+        ValueError: there are fewer rows than processes, or no multiple.
+    """
+    ordered = sorted(rows, key=lambda row: -row.length)  # stable: equal lengths stay in drawn order
+    if len(ordered) % world:
+        raise ValueError(f"{len(ordered)} rows cannot be shared by {world} processes: take a multiple")
+    passes: list[list[Row]] = []
+    for row in ordered:
+        if passes and (len(passes[-1]) + 1) * passes[-1][0].length <= max_tokens:
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+    while len(passes) % world:
+        largest = max(range(len(passes)), key=lambda i: len(passes[i]))
+        half = len(passes[largest]) // 2
+        passes[largest : largest + 1] = [passes[largest][:half], passes[largest][half:]]
+    return passes

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trained model as a checkpoint directory that the node loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmos_reason_node.models.checkpoint import check_files
+from cosmos_reason_node.models.spec import CONFIG, OWN, PREPROCESSOR, TOKENIZER, ModelSpec, read_json
+
+from .config import LoraConfig
+from .lora import merge, save_adapters
+from .store import StoreError
+
+_DESCRIPTION = (
+    CONFIG,
+    PREPROCESSOR,
+    OWN,
+    TOKENIZER,
+    "tokenizer_config.json",
+    "generation_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_SHARD = "5GB"
+
+
+def export(
+    state: dict[str, Tensor],
+    base: Path,
+    spec: ModelSpec,
+    target: Path,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a model directory; it appears whole or not at all, and replaces the one before it.
+
+    Args:
+        state: whole tensors of the network, adapters included.
+        base: checkpoint that training started from; its tokenizer and preprocessor are taken over.
+        spec: description that the model was trained with; its window is written to cosmos_reason.json.
+        target: directory; adapters go beside it, to ``<target>-adapters``.
+        lora: settings of the adapters in ``state``.
+        dtype: of the written weights.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    adapters = target.with_name(f"{target.name}-adapters")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in _DESCRIPTION:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, partial / name)
+        _write_weights(merge(state, lora) if lora else state, base, partial, dtype)
+        _describe_window(base, spec, partial)
+        check_files(partial)
+        if lora:
+            save_adapters(state, lora, base, adapters)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StoreError(
+            f"the model cannot be written to {target} ({error}): make room there and start again; the last "
+            "checkpoint is whole, so only the writing is repeated"
+        ) from error
+
+
+def _write_weights(state: dict[str, Tensor], base: Path, directory: Path, dtype: torch.dtype) -> None:
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(base, local_files_only=True)
+        network: Any = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
+    network.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    network.tie_weights()
+    network.save_pretrained(directory, max_shard_size=_SHARD)
+    for path in directory.glob("*.safetensors"):
+        path.chmod(0o644)  # written for its owner alone
+
+
+def _describe_window(base: Path, spec: ModelSpec, directory: Path) -> None:
+    own = read_json(base / OWN) if (base / OWN).exists() else {}
+    own |= {"window_frames": spec.window_frames, "fps": spec.fps}
+    if spec.frame_size is None:
+        own["max_pixels"] = spec.max_pixels
+    own.pop("temperature", None)  # calibrated for the old weights
+    (directory / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")

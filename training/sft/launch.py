@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the workers of a run: in this process, by torchrun, or by Ray Train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config import SftConfig, load_config
+from .loop import TrainingError
+from .run import run
+
+_RAY_STARTS = 3
+_RAY_STORE_BYTES = 256 << 20  # data and checkpoints go through files, not through Ray
+
+
+def launch(path: Path) -> None:
+    """Run the configuration at ``path`` with its launcher. torchrun's and Ray's own workers just run.
+
+    Raises:
+        TrainingError: workers failed.
+    """
+    config = load_config(path)
+    if config.run.launcher == "inline" or "RANK" in os.environ:
+        run(config)
+    elif config.run.launcher == "torchrun":
+        _torchrun(config, path)
+    else:
+        _ray(config)
+
+
+def _torchrun(config: SftConfig, path: Path) -> None:
+    """All processes on this machine; for several machines, call torchrun by hand on each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(config.run.processes), "-m", "training.sft", "--config", str(path)]
+    code = subprocess.call(command)
+    if code:
+        raise TrainingError(
+            f"the workers ended with code {code}: the first error above is the cause; start again to go on "
+            "from the last checkpoint"
+        )
+
+
+def _ray(config: SftConfig) -> None:
+    """Ray Train: workers anywhere in the cluster, restarted together from the last checkpoint on a failure.
+
+    ``run.output`` and all data have to be on a file system that all nodes share.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cuda = _wants_gpu(config)
+    if not ray.is_initialized():
+        _start_ray(config)
+    output = Path(config.run.output).expanduser().resolve()
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"config": config},
+        scaling_config=ScalingConfig(num_workers=config.run.processes, use_gpu=cuda),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=round(config.run.timeout_s)
+        ),
+        run_config=RunConfig(
+            name="sft",
+            storage_path=str(output / "ray"),
+            failure_config=FailureConfig(max_failures=config.run.restarts),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps the workers' errors in its own
+        raise TrainingError(f"Ray's workers failed: {error}") from error
+
+
+def _start_ray(config: SftConfig) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine.
+
+    Raises:
+        TrainingError: neither works.
+    """
+    import ray
+
+    local = {"num_cpus": config.run.processes, "object_store_memory": _RAY_STORE_BYTES}
+    for attempt in range(_RAY_STARTS):
+        try:
+            ray.init(include_dashboard=False, **({} if "RAY_ADDRESS" in os.environ else local))
+            return
+        except Exception as error:  # Ray waits 30 s for its own processes, too little on a busy machine
+            ray.shutdown()
+            if attempt + 1 == _RAY_STARTS:
+                raise TrainingError(
+                    f"Ray does not start ({error}): start it with `ray start --head` and set RAY_ADDRESS, or "
+                    "take run.launcher torchrun"
+                ) from error
+
+
+def _ray_worker(arguments: dict[str, Any]) -> None:
+    run(arguments["config"])
+
+
+def _wants_gpu(config: SftConfig) -> bool:
+    import torch
+
+    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of any length and any videos as one batch, and the loss on their answers.
+
+A row is one window (one or more cameras, or none) with the questions asked about it:
+
+    [ system + videos | question a, answer a | question b, answer b | ... | padding ]
+
+Each question with its answer is a branch: it attends to the prefix and to itself, and its positions go on
+from the prefix's end, so it is computed as it would be alone and as the engine computes it.
+
+Axes: B rows, L packed tokens, A answer tokens over all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.models.mrope import VideoGrid, text_positions
+from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from cosmos_reason_node.models.spec import ModelSpec
+from cosmos_reason_node.models.tokenizer import TextTokenizer
+from cosmos_reason_node.types import Query
+
+from .packing import Branch
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows as tensors.
+
+    Attributes:
+        patches: (rows of patches, patch_dim) of all videos, row by row.
+        grids: (t, h, w) of each of those videos.
+        tokens: (B, L) ids.
+        positions: (3, B, L) M-RoPE positions.
+        mask: (B, 1, L, L) bool, true where a token may attend.
+        rows, columns: (A,) places whose hidden state predicts an answer token.
+        labels: (A,) that token.
+        weights: (A,) its loss weight.
+        prefixes: (B,) length of each row's prefix; its last token is the <|vision_end|> of its last video.
+        samples: questions in the batch.
+    """
+
+    patches: Tensor
+    grids: tuple[tuple[int, int, int], ...]
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+    weights: Tensor
+    prefixes: Tensor
+    samples: int
+
+    @property
+    def weight(self) -> float:
+        """Sum of all loss weights."""
+        return float(self.weights.sum())
+
+    @property
+    def size(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.tokens.numel()
+
+    def to(self, device: torch.device) -> RowBatch:
+        """The same on ``device``."""
+        if device.type == "cpu":
+            return self
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return RowBatch(**moved)
+
+
+def encode_answer(
+    tokenizer: TextTokenizer, query: Query, reasoning: str, answer: str, verdict_weight: float
+) -> Branch:
+    """A question and its answer as tokens; empty ``reasoning`` trains to answer at once."""
+    target = prompt.encode_target(tokenizer, reasoning, answer)
+    closing = len(tokenizer.encode(prompt.ANSWER_CLOSE + prompt.END_OF_TURN, add_special_tokens=False))
+    verdict = len(tokenizer.encode(answer.strip(), add_special_tokens=False))
+    weights = [1.0] * (len(target) - closing - verdict) + [verdict_weight] * verdict + [1.0] * closing
+    return Branch(prompt.encode_suffix(tokenizer, query), target, weights)
+
+
+def pack_rows(
+    branches: Sequence[Sequence[Branch]],
+    videos: Sequence[Sequence[VideoGrid]],
+    patches: Sequence[np.ndarray],
+    tokenizer: TextTokenizer,
+    spec: ModelSpec,
+) -> RowBatch:
+    """Pack rows.
+
+    Args:
+        branches: of each row, at least one.
+        videos: of each row; none for questions without a video.
+        patches: of all videos, row by row.
+        tokenizer: of the model.
+        spec: of the model.
+    """
+    prefixes = [
+        prompt.encode_prefix(tokenizer, [spec.patches.visual_tokens(v.grid) for v in row]) for row in videos
+    ]
+    longest = max(
+        len(prefix) + sum(len(b.question) + len(b.target) for b in row)
+        for prefix, row in zip(prefixes, branches, strict=True)
+    )
+    count = len(branches)
+    tokens = np.zeros((count, longest), np.int64)
+    positions = np.zeros((3, count, longest), np.int64)
+    mask = np.zeros((count, 1, longest, longest), bool)
+    diagonal = np.arange(longest)
+    mask[:, 0, diagonal, diagonal] = True  # padding sees itself, so that softmax is defined
+    places: list[tuple[int, int]] = []
+    labels: list[int] = []
+    weights: list[float] = []
+    for row, (prefix, grids) in enumerate(zip(prefixes, videos, strict=True)):
+        shared = len(prefix)
+        prefix_positions, following = spec.positions(prefix, list(grids))
+        tokens[row, :shared] = prefix
+        positions[:, row, :shared] = prefix_positions
+        mask[row, 0, :shared, :shared] = np.tri(shared, dtype=bool)
+        start = shared
+        for branch in branches[row]:
+            ids = branch.question + branch.target
+            end = start + len(ids)
+            tokens[row, start:end] = ids
+            positions[:, row, start:end] = text_positions(following, len(ids))
+            mask[row, 0, start:end, :shared] = True
+            mask[row, 0, start:end, start:end] = np.tri(len(ids), dtype=bool)
+            first = start + len(branch.question)
+            places += [(row, column) for column in range(first - 1, end - 1)]
+            labels += branch.target
+            weights += branch.weights
+            start = end
+    where = torch.tensor(places, dtype=torch.long).view(-1, 2)
+    return RowBatch(
+        patches=torch.from_numpy(np.concatenate(patches))
+        if patches
+        else torch.zeros(0, spec.patches.patch_dim),
+        grids=tuple(video.grid for row in videos for video in row),
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        mask=torch.from_numpy(mask),
+        rows=where[:, 0],
+        columns=where[:, 1],
+        labels=torch.tensor(labels, dtype=torch.long),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        prefixes=torch.tensor([len(prefix) for prefix in prefixes]),
+        samples=sum(len(row) for row in branches),
+    )
+
+
+class AnswerLoss(nn.Module):
+    """Weighted cross-entropy of answer tokens: the objective of supervised fine-tuning.
+
+    Args:
+        model: network, tokenizer and description.
+        compute: type of matrix products where the network's weights are of another one.
+        frozen_vision: no gradients through the vision tower.
+    """
+
+    def __init__(
+        self, model: LoadedModel, compute: torch.dtype = torch.float32, *, frozen_vision: bool = False
+    ) -> None:
+        super().__init__()
+        self.network: nn.Module = model.network
+        self._model = model
+        self._compute = compute
+        self._frozen_vision = frozen_vision
+        self.everywhere = False  # see forward
+
+    def forward(self, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum (not mean) of weighted losses, and sums of measures by name.
+
+        With ``everywhere`` (sharded training) the vision tower also runs where a batch has no video, on an
+        empty picture without weight: gathering its shards takes all processes.
+        """
+        model = self._model
+        with torch.autocast(batch.tokens.device.type, self._compute, enabled=self._autocast()):
+            features = None
+            if batch.grids:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
+                    features = model.visual_features(batch.patches, batch.grids)
+            embedded = model.embed(batch.tokens, features)
+            if self.everywhere and not batch.grids:
+                merge = model.spec.patches.merge
+                blank = batch.patches.new_zeros(merge * merge, model.spec.patches.patch_dim)
+                embedded = embedded + 0.0 * model.visual_features(blank, [(1, merge, merge)]).sum()
+            hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
+            logits = model.logits(hidden[batch.rows, batch.columns])
+        each = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        with torch.no_grad():
+            right = ((logits.argmax(-1) == batch.labels) * batch.weights).sum()
+        return (each * batch.weights).sum(), {"right": right}
+
+    def _autocast(self) -> bool:
+        return self._compute is not torch.float32 and self._model.dtype is not self._compute
