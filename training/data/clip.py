@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from cosmos_reason_node.vision.resize import resize
 
@@ -52,6 +53,7 @@ class Clip:
             self._stream = self._container.streams.video[0]
             self._stream.thread_count = 1  # parallel over clips, not within one
             self._origin = self._stream.start_time or 0
+            self._reformatter = VideoReformatter()  # one for all frames: it keeps its tables
             self._base = self._stream.time_base or Fraction(1, av.time_base)
             self._times = self._packet_times(part) or self._frame_times()
             self._times = self.check_part(part)
@@ -105,12 +107,18 @@ class Clip:
             for frame in self._container.decode(self._stream):
                 index = wanted.get(frame.pts) if frame.pts is not None else None
                 if index is not None and not frame.is_corrupt:
-                    found[index] = _rgb(frame, spec)
+                    found[index] = self._rgb(frame, spec)
                 if len(found) == len(wanted) or (frame.pts is not None and frame.pts > last):
                     break
         except (av.error.FFmpegError, OSError) as error:
             raise self._bad(error) from error
         return found
+
+    def _rgb(self, frame: av.VideoFrame, spec: WindowSpec) -> np.ndarray:
+        image: np.ndarray = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if frame.rotation % 360:  # phones record it beside the pixels; counter-clockwise degrees
+            image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+        return resize(image, spec.size_for(*image.shape[:2]))
 
     def _packet_times(self, part: Video) -> list[int]:
         """Presentation times around ``part`` in the stream's time base, sorted; empty if there are none."""
@@ -153,8 +161,9 @@ class Clip:
         return times
 
     def _ns(self, pts: int) -> int:
-        """Time since the first frame."""
-        return round((pts - self._origin) * self._base * NS)
+        """Time since the first frame, to the nearest nanosecond."""
+        ticks, base = pts - self._origin, self._base  # a Fraction's own arithmetic is ten times slower
+        return (2 * ticks * base.numerator * NS + base.denominator) // (2 * base.denominator)
 
     def _pts(self, time_s: float) -> int:
         return self._origin + round(time_s / self._base)
@@ -198,10 +207,3 @@ def open_video(root: Path, media: Video) -> Iterator[Clip]:
         yield clip
     finally:
         clip.close()
-
-
-def _rgb(frame: av.VideoFrame, spec: WindowSpec) -> np.ndarray:
-    image: np.ndarray = frame.to_ndarray(format="rgb24")
-    if frame.rotation % 360:  # phones record it beside the pixels; counter-clockwise degrees
-        image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
-    return resize(image, spec.size_for(*image.shape[:2]))
