@@ -32,7 +32,7 @@ from training.data.sim.physics.derive import reverse
 from training.data.sim.physics.palette import COLOURS
 from training.data.sim.physics.run import run_clip
 
-CLIPS, DRAWS = 240, 6
+CLIPS, DRAWS = 220, 6
 WHOLE = Span(0, 16)
 
 

@@ -50,7 +50,7 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
         return []
     which = "first" if first else "last"
     text = one_of(rng, f"Which {noun} {event} {which}?", f"Which {noun} is the {which} that {event}?")
-    others = [int(i) for i in rng.permutation([i for i in when if i != found])[:3]]
+    others = [int(i) for i in rng.permutation([i for i in when if i != found])]
     than = the(clip, others[0])
     why = f"{than} {event} {'later' if first else 'earlier'} than {the(clip, found)}."
     return [either(GROUP, text, the(clip, found), [the(clip, i) for i in others], why, rng)]

@@ -70,8 +70,8 @@ def free(group: str, text: str, answer: str, reasoning: str) -> Question:
 def choice(
     group: str, text: str, right: str, wrong: Sequence[str], reasoning: str, rng: np.random.Generator
 ) -> Question:
-    """Multiple choice among ``right`` and ``wrong``, shuffled."""
-    options = [str(option) for option in rng.permutation([right, *wrong])]
+    """Multiple choice among ``right`` and at most three of ``wrong``, shuffled."""
+    options = [str(option) for option in rng.permutation([right, *rng.permutation(wrong)[:3]])]
     query = Query(QueryKind.QUESTION, question=text, options=tuple(options))
     return Question(group, query, letter(options.index(right)), upper(reasoning))
 

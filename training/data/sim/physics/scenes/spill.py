@@ -16,7 +16,7 @@ from ..script import Script
 from ..stage import draw_stage, octagon_cup
 from ..world import World
 
-PLANS = {"pour": 2.0, "lean": 1.0}
+PLANS = {"pour": 1.1, "lean": 1.0}
 _RADIUS, _HEIGHT = 0.075, 0.085
 
 

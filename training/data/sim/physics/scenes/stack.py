@@ -25,8 +25,8 @@ def script(plan: str, split: Split, rng: np.random.Generator) -> Script:
     levels = int(rng.choice((1, 3))) if split == "train" else 2
     names = colours(levels + 1, rng)
     half = (float(rng.uniform(0.06, 0.07)), 0.06, 0.048)
-    # Each level is a little smaller and out of line: of boxes whose edges coincide MuJoCo (3.3.0) now and then
-    # reports a contact centimetres deep, and the tower bursts.
+    # Each level is a little smaller and out of line: of boxes whose edges coincide MuJoCo (3.3.0) now and
+    # then reports a contact centimetres deep, and the tower bursts.
     tower = []
     for level in range(levels):
         footprint = [side * (1.0 - 0.05 * level) for side in half[:2]]
