@@ -47,10 +47,8 @@ def test_the_example_is_a_configuration():
             r"judge\.endpoint: there is no endpoint 'remote'; defined: local",
         ),
         ({"endpoints": {"local": {"model": "x"}}}, r"endpoints\.local\.base_url: is missing"),
-        (
-            {"blind__call__parameters": {"stop": ["x"]}},
-            r"blind\.call\.parameters\.stop: must be str or int or",
-        ),
+        ({"blind__call__parameters": ["x"]}, r"blind\.call\.parameters: must be a mapping, not"),
+        ({"blind__call": None}, r"blind\.call: must be a mapping of settings, not None"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, changes, message):

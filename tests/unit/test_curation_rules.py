@@ -246,6 +246,8 @@ def test_an_unknown_label_is_left_out():
         ({"options": ["the lid"]}, "malformed"),
         ({"question": "What then?"}, "too_short"),
         ({"question": "What " * 90 + "?"}, "too_long"),
+        ({"question": "The arm lifts the lid."}, "not_a_question"),
+        ({"options": ["the lid", "the lid", "the lid"]}, "options_repeat"),
         ({"question": "Which thing is first in the caption?"}, "mentions_caption"),
         ({"options": ["the lid", "what the description says"]}, "mentions_caption"),
         ({"answer": "the spoon"}, "no_key"),

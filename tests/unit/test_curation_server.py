@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole pipeline against a real language model (135M parameters) behind a real OpenAI-compatible server.
+"""The pipeline against a real language model (135M parameters) behind a real OpenAI-compatible server.
 
-The model writes poor questions: what is asserted is that the rules and the books cope with whatever comes.
+The model writes poor questions and poor answers: what is asserted is that rules and books cope with
+whatever comes.
 """
 
 import json
@@ -10,14 +11,16 @@ import urllib.request
 import pytest
 
 from tests.unit.curation_data import save, scene, write_config
+from tests.unit.curation_server import good, serving
 from tests.unit.language_model_server import KEY, missing, served
 from training.data.curation.__main__ import DONE, main
 from training.data.problems import Report
 from training.data.readers.jsonl import read_samples
+from training.data.schema import Style
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-VIDEOS = 2
+MODEL = "smollm2-135m-instruct"
 CAPTION = (
     "A robot arm pulls a wooden drawer open, takes a red cup from a white table and puts it into the drawer. "
     "The cup tips over. The arm pushes the drawer shut."
@@ -40,55 +43,84 @@ def tokens_written(url):
     return int(next(line.split()[1] for line in lines if line.startswith("llamacpp:tokens_predicted_total ")))
 
 
-def test_every_input_ends_as_a_sample_or_as_a_counted_rejection(tmp_path, url, monkeypatch):
-    (tmp_path / "videos").mkdir()
-    for seed in range(VIDEOS):
-        save(tmp_path / "videos" / f"take {seed}.mp4", scene(seed), caption=f"{CAPTION} Take {seed}.")
-    save(tmp_path / "videos" / "still.mp4", scene(9, 1).repeat(30, 0))
-    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+def run(folder, url, count, monkeypatch, **changes):
+    """Curate ``count`` good videos, a still one and a broken one, twice; the report of each run.
+
+    All that holds whatever the model says is asserted here.
+    """
+    videos, out = folder / "videos", folder / "out"
+    videos.mkdir()
+    for seed in range(count):
+        save(videos / f"take {seed}.mp4", scene(seed), caption=CAPTION)
+    save(videos / "still.mp4", scene(9, 1).repeat(30, 0))
+    (videos / "broken.mp4").write_bytes(b"no video")
     monkeypatch.setenv("CURATION_TEST_KEY", KEY)
-    call = {"endpoint": "local", "max_tokens": 100, "parameters": {"temperature": 0.3, "seed": 1}}
-    path = write_config(
-        tmp_path,
-        url,
-        endpoints__local__api_key_env="CURATION_TEST_KEY",
-        endpoints__local__model="smollm2-135m-instruct",
-        endpoints__local__structured=True,
-        endpoints__local__timeout_s=300.0,
-        write={"call": call, "sets": [{"style": "reasoning", "form": "free", "count": 1}], "attempts": 1},
-        blind={"call": {**call, "max_tokens": 20}, "trials": 2},
-        trace={**call, "max_tokens": 50},
-    )
+    call = {"endpoint": "local", "parameters": {"temperature": 0.3, "seed": 1}}
+    local = {
+        "base_url": url,
+        "model": MODEL,
+        "api_key_env": "CURATION_TEST_KEY",
+        "structured": True,
+        "concurrency": 2,
+        "timeout_s": 500.0,
+    }
+    steps = {
+        "endpoints": {"local": local},
+        "write": {"call": {**call, "max_tokens": 100}, "attempts": 1},
+        "blind": {"call": {**call, "max_tokens": 20}},
+        "trace": {**call, "max_tokens": 50},
+    }
+    path = write_config(folder, url, **{**steps, **changes})
+    before = tokens_written(url)
     assert main(["--config", str(path)]) == DONE
-    out = tmp_path / "out"
-    report = json.loads((out / "report.json").read_text())
-    first = (out / "samples.jsonl").read_bytes()
+    report, first = json.loads((out / "report.json").read_text()), (out / "samples.jsonl").read_bytes()
     written = tokens_written(url)
-    assert written == sum(both["now"]["output_tokens"] for both in report["steps"].values())
+    by_model = [both["now"] for both in report["steps"].values() if both["now"]["models"] == [MODEL]]
+    assert written - before == sum(step["output_tokens"] for step in by_model), "the server counts the same"
 
     assert main(["--config", str(path)]) == DONE
     assert tokens_written(url) == written, "the second run is answered from the store alone"
     assert (out / "samples.jsonl").read_bytes() == first
     again = json.loads((out / "report.json").read_text())
+    assert again["stages"] == report["stages"]
     for step, both in report["steps"].items():
         assert both["now"]["answers"] == again["steps"][step]["from_store"]["answers"] > 0
         assert again["steps"][step]["now"]["answers"] == 0
 
     assert report["balanced"]
     assert report["complete"]
+    assert report["all_runs"]["by_state"] == {"answered": report["all_runs"]["requests"]}
     stages = report["stages"]
     assert stages["select"]["rejected"] == {"too_still": 1, "unreadable": 1}
-    assert stages["caption"]["kept"] == VIDEOS
-    assert stages["write"]["entered"] == VIDEOS
-    assert report["all_runs"]["by_state"] == {"answered": report["all_runs"]["requests"]}
+    assert stages["caption"]["kept"] == count
     problems = Report()
     samples = list(read_samples(out, problems))
     assert problems.problems == []
-    assert stages["clean"]["kept"] == len(samples)
+    understood = sum(sample.style is Style.UNDERSTANDING for sample in samples)
+    assert stages["blind"]["kept"] == understood + stages["trace"]["entered"]
+    assert stages["clean"]["kept"] == len(samples) - understood
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert len(rejected) == sum(sum(stage["rejected"].values()) for stage in stages.values())
     assert all(loss["reason"] and loss["final"] for loss in rejected)
-    for sample in samples:
-        step = next(step for step in sample.provenance.steps if step.name == "write")
-        assert step.model == "smollm2-135m-instruct"
-        assert step.parameters["temperature"] == 0.3
+    return report
+
+
+def test_whatever_a_model_writes_ends_as_samples_or_as_counted_rejections(tmp_path, url, monkeypatch):
+    sets = [{"style": "understanding", "form": "free", "count": 2}]
+    call = {"endpoint": "local", "max_tokens": 100, "parameters": {"temperature": 0.3, "seed": 1}}
+    report = run(tmp_path, url, 2, monkeypatch, write={"call": call, "attempts": 1, "sets": sets})
+    assert report["stages"]["write"]["entered"] == 2
+    assert report["steps"]["write"]["now"]["answers"] == 1, "equal captions are one request"
+
+
+def test_good_questions_meet_a_model_that_guesses_and_reasons(tmp_path, url, monkeypatch):
+    """Questions from one endpoint, blind check and traces from another, as in practice."""
+    with serving(good) as writer:
+        local = {"base_url": url, "model": MODEL, "api_key_env": "CURATION_TEST_KEY", "timeout_s": 500.0}
+        endpoints = {"local": local, "writer": {"base_url": writer.url, "model": "scripted-1"}}
+        sets = [{"style": "understanding", "form": "free", "count": 1}, {"style": "reasoning", "count": 1}]
+        write = {"call": {"endpoint": "writer"}, "sets": sets}
+        report = run(tmp_path, url, 1, monkeypatch, endpoints=endpoints, write=write)
+    assert report["stages"]["blind"]["entered"] == 2
+    assert report["steps"]["blind"]["now"]["models"] == [MODEL]
+    assert report["stages"]["trace"]["entered"] == report["steps"]["trace"]["now"]["answers"] == 1

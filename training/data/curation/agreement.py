@@ -82,6 +82,14 @@ def take_apart(reply: Answer, query: Query) -> tuple[str, str]:
     return reasoning, answer
 
 
+def plain_answer(reply: Answer, query: Query) -> str:
+    """The answer of a reply as ``take_apart`` finds it; of a reply in another format, all that is said."""
+    try:
+        return take_apart(reply, query)[1]
+    except Rejected:
+        return _TAG.sub(" ", reply.text.rpartition("</think>")[2]).strip()
+
+
 def decided(answer: str, query: Query) -> str:
     """The option's letter, "yes" or "no" in an answer; "" = none. By the parser of node and evaluation."""
     try:

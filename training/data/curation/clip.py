@@ -27,6 +27,7 @@ MEASURE = 1  # version of what is measured; raise it when that changes
 _STEP_S = 0.25
 _SHARP_SIDE = 320
 _SIGNATURE_FRAMES, _SIGNATURE_SIDE = 8, 12
+SIGNATURE_SHAPE = (2, _SIGNATURE_FRAMES * _SIGNATURE_SIDE**2)
 _LOST_FRAMES = 0.9  # with fewer of the promised frames the file was cut off
 
 
@@ -42,7 +43,7 @@ class Clip:
         length_s: to the end of the last frame that was read.
         motion: mean absolute change of grey level between frames 1/4 s apart, 0-255.
         sharpness: median over frames of the variance of the Laplacian, the longer side at most 320 pixels.
-        signature: (2, 1152) float32, rows of unit length: the mean picture, and the course around it.
+        signature: SIGNATURE_SHAPE float32, rows of unit length: the mean picture, and the course around it.
     """
 
     path: Path
@@ -54,10 +55,6 @@ class Clip:
     motion: float
     sharpness: float
     signature: np.ndarray
-
-    def likeness(self, other: Clip) -> float:
-        """Correlation with another clip, of picture or of course, whichever is less; 1 = a copy."""
-        return float((self.signature * other.signature).sum(1).min())
 
 
 def file_digest(path: Path) -> str:
@@ -125,6 +122,19 @@ def clip_of(path: Path, digest: str, record: dict[str, Any]) -> Clip:
     raw = np.frombuffer(base64.b64decode(record["signature"]), np.int8).reshape(2, -1).astype(np.float32)
     signature = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6)
     return Clip(path, digest, **{**record, "times_s": tuple(record["times_s"]), "signature": signature})
+
+
+def likeness(signatures: np.ndarray, signature: np.ndarray) -> np.ndarray:
+    """How much clips are one another's copies: correlation of picture or of course, whichever is less.
+
+    Args:
+        signatures: (N, *SIGNATURE_SHAPE).
+        signature: SIGNATURE_SHAPE.
+
+    Returns:
+        (N,), at most 1.
+    """
+    return np.einsum("nks,ks->nk", signatures, signature).min(1)
 
 
 def frame_times(clip: Clip, settings: FrameSettings) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..schema import EMBODIMENTS, Scalar
+from ..schema import EMBODIMENTS
 
 T = TypeVar("T")
 FORMS = ("choice", "free")
@@ -45,7 +45,7 @@ class Select:
         min_sharpness: median over frames of the Laplacian's variance at 320 pixels; blurred video is under
             10.
         near_duplicate: two videos are one when their mean pictures and the courses of what moves in them
-            correlate more than this (see Clip.likeness); 1 keeps all but exact copies.
+            correlate more than this (clip.likeness); 1 keeps all but exact copies.
         workers: threads that decode.
     """
 
@@ -120,12 +120,12 @@ class Call:
     Attributes:
         endpoint: name of one of ``endpoints``.
         max_tokens: most tokens to write, reasoning included.
-        parameters: passed on as they are, e.g. temperature, top_p, seed.
+        parameters: passed on as they are, e.g. temperature, top_p, seed, chat_template_kwargs.
     """
 
     endpoint: str
     max_tokens: int = setting(1024, low=1)
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -339,6 +339,8 @@ def _make(kind: type[T], value: Any, where: str) -> T:
 
 def _value(hint: Any, value: Any, name: str, metadata: Mapping[str, Any]) -> Any:
     """``value`` as the type ``hint``, within the bounds of ``metadata``."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union) and type(None) in arguments:
         return None if value is None else _value(arguments[0], value, name, metadata)

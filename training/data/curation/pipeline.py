@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cosmos_reason_node.video import VideoError
 
-from ..schema import Provenance, QuestionKind, Sample, Step, Style, Video
+from ..schema import Provenance, QuestionKind, Sample, Scalar, Step, Style, Video
 from . import prompts, questions
-from .agreement import decided, same_words, take_apart, words
+from .agreement import decided, plain_answer, same_words, take_apart, words
 from .cleaning import RULES, check_caption, check_trace, rewrite
 from .clip import Clip, pictures
 from .config import Call, CurationConfig, QuestionSet
@@ -221,11 +222,8 @@ class Pipeline:
             )
             answer = await self._ask(request)
             steps.append(_step(request, answer))
-            try:
-                right, judged = await self._is_right(shown, take_apart(answer, shown.query)[1])
-                steps += judged
-            except Rejected:  # no answer in the format is no right answer
-                right = False
+            right, judged = await self._is_right(shown, plain_answer(answer, shown.query))
+            steps += judged
             if trial == 0:
                 self.blind_score.add(right, options or (2 if question.query.yes_no else 0))
             if not right:
@@ -307,8 +305,9 @@ async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _step(request: Request, answer: Answer) -> Step:
-    parameters = {
-        **request.call.parameters,
+    given = request.call.parameters.items()
+    parameters: dict[str, Scalar] = {
+        **{name: value if isinstance(value, Scalar) else json.dumps(value) for name, value in given},
         "max_tokens": request.call.max_tokens,
         "attempt": request.attempt,
         "input_tokens": answer.input_tokens,

@@ -29,6 +29,7 @@ _REFERS = re.compile(
     re.IGNORECASE,
 )
 _MIN_WORDS, _MAX_WORDS, _MAX_ANSWER_WORDS = 4, 80, 30
+_MARK = re.compile(r"[?？؟]")  # "?" of Latin, East Asian and Arabic scripts
 _LIST = re.compile(r"[{\[]")
 
 
@@ -128,12 +129,15 @@ def make_question(entry: Any, name: str, asked_for: QuestionSet, max_key_ratio: 
     count = len(text.split())
     if not _MIN_WORDS <= count <= _MAX_WORDS:
         raise Rejected("too_short" if count < _MIN_WORDS else "too_long", f"{count} words: {text[:80]!r}")
+    if not _MARK.search(text):
+        raise Rejected("not_a_question", f"no question mark: {text[:80]!r}")
     answer = _text(entry, "answer")
     options: tuple[str, ...] = ()
     if asked_for.form == "choice":
         options = _options(entry)
+        _check_options(options)
         key = _find_key(answer, options)
-        _check_options(options, key, text, max_key_ratio)
+        _check_key(options, key, text, max_key_ratio)
         order = list(range(len(options)))
         random.Random(f"{seed} {name}").shuffle(order)
         options, answer = tuple(options[i] for i in order), letter(order.index(key))
@@ -182,7 +186,7 @@ def _find_key(answer: str, options: Sequence[str]) -> int:
     return index
 
 
-def _check_options(options: Sequence[str], key: int, text: str, max_key_ratio: float) -> None:
+def _check_options(options: Sequence[str]) -> None:
     if not 2 <= len(options) <= 8:
         raise Rejected("malformed", f"{len(options)} options")
     plain = [tuple(words(option)) for option in options]
@@ -192,10 +196,13 @@ def _check_options(options: Sequence[str], key: int, text: str, max_key_ratio: f
         check_no_caption(option)
         if _REFERS.search(option):
             raise Rejected("options_refer", f"{option!r} refers to other options, which are shuffled")
+
+
+def _check_key(options: Sequence[str], key: int, text: str, max_key_ratio: float) -> None:
     others = [len(option) for i, option in enumerate(options) if i != key]
     if len(options[key]) > max_key_ratio * sum(others) / len(others) and len(options[key]) > max(others):
         raise Rejected("key_stands_out", f"{options[key][:60]!r} is far longer than the others")
-    within = [_within(option, words(text)) for option in plain]
+    within = [_within(words(option), words(text)) for option in options]
     if within[key] and sum(within) == 1:
         raise Rejected("answer_in_question", f"{options[key]!r} in {text[:80]!r}")
 

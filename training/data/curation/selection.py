@@ -7,9 +7,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cosmos_reason_node.video import VideoError
 
-from .clip import Clip, clip_of, file_digest, measure, record_key
+from .clip import SIGNATURE_SHAPE, Clip, clip_of, file_digest, likeness, measure, record_key
 from .config import ConfigError, Select
 from .outcome import Books, Rejected
 from .store import Store
@@ -66,13 +68,14 @@ async def select(
                 progress(done)
 
     kept: list[Clip] = []
+    copies = _Copies(len(paths), settings.near_duplicate)
     for path, clip in zip(paths, await asyncio.gather(*map(measured, paths)), strict=True):
         try:
             with books.item("select", str(path)):
                 if isinstance(clip, Exception):
                     raise Rejected("unreadable", str(clip))
                 _check(clip, settings)
-                _check_new(clip, kept, settings)
+                copies.check(clip)
         except Rejected:
             continue
         assert isinstance(clip, Clip)
@@ -93,13 +96,34 @@ def _check(clip: Clip, settings: Select) -> None:
         raise Rejected("blurred", f"sharpness {clip.sharpness:.1f}, needed {settings.min_sharpness:g}")
 
 
-def _check_new(clip: Clip, kept: Sequence[Clip], settings: Select) -> None:
-    for other in kept:
-        if other.digest == clip.digest:
-            raise Rejected("duplicate", f"same content as {other.path}")
-        likeness = clip.likeness(other)
-        if likeness > settings.near_duplicate:
-            raise Rejected("near_duplicate", f"{likeness:.3f} alike {other.path}")
+class _Copies:
+    """Finds copies among the clips that have passed.
+
+    Args:
+        most: number of clips.
+        threshold: likeness from which on a clip is a copy.
+    """
+
+    def __init__(self, most: int, threshold: float) -> None:
+        self._threshold = threshold
+        self._by_digest: dict[str, Clip] = {}
+        self._signatures = np.empty((most, *SIGNATURE_SHAPE), np.float32)
+
+    def check(self, clip: Clip) -> None:
+        """Remember a clip that is new.
+
+        Raises:
+            Rejected: "duplicate" or "near_duplicate".
+        """
+        if clip.digest in self._by_digest:
+            raise Rejected("duplicate", f"same content as {self._by_digest[clip.digest].path}")
+        count = len(self._by_digest)
+        alike = likeness(self._signatures[:count], clip.signature)
+        if count and alike.max() > self._threshold:
+            other = list(self._by_digest.values())[int(alike.argmax())]
+            raise Rejected("near_duplicate", f"{alike.max():.3f} alike {other.path}")
+        self._signatures[count] = clip.signature
+        self._by_digest[clip.digest] = clip
 
 
 def _within(path: Path, folder: Path) -> bool:

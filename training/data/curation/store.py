@@ -82,9 +82,6 @@ class Store:
                 raise StoreError(f"{self._path} is of layout {layout}, this program reads {_LAYOUT}")
             self._base.executescript(_TABLES)
             self._base.execute(f"PRAGMA user_version={_LAYOUT}")
-            self.in_doubt = [
-                key for (key,) in self._base.execute("SELECT key FROM attempts WHERE state = ?", (SENT,))
-            ]
             row = self._base.execute("SELECT count(*), sum(tokens), sum(cost) FROM attempts").fetchone()
         except sqlite3.DatabaseError as error:
             raise StoreError(
