@@ -210,5 +210,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_labels(labels, label(), label(topic="/none"))
     assert main(arguments) == 1
     assert "row 2, topic: '/none' has no image" in capsys.readouterr().err
-    assert main(["bag", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
-    assert main(["bag", str(bag), str(tmp_path / "out"), "--model", str(tmp_path)]) == 2
+    assert main(["bag", str(tmp_path / "none"), str(tmp_path / "out")]) == 1
+    assert main(["bag", str(bag), str(tmp_path / "out"), "--model", str(tmp_path)]) == 1

@@ -174,6 +174,7 @@ def test_bad_rows_are_counted_and_the_rest_is_checked(good: Path):
     assert (result.rows, result.bad_rows, result.samples) == (6, 2, 4)
     places = [finding.where.rpartition("/")[2] for finding in result.findings]
     assert places == ["samples.jsonl, row 5", "samples.jsonl, row 6"]
+    assert [finding.kind for finding in result.findings] == ["bad id", "wrong answer"]
 
 
 def test_arrays_pictures_and_archives(tmp_path: Path, clips: Path):
@@ -226,8 +227,9 @@ def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["check", str(good), "--json", str(report), "--processes", "1", "--quiet"]) == 1
     assert "ERROR: missing: 1\n  v/0.mp4: " in capsys.readouterr().out
     assert json.loads(report.read_text())["findings"][0]["kind"] == "missing"
-    assert main(["check", str(good / "v")]) == 2
-    assert "holds no data set" in capsys.readouterr().err
+    assert main(["check", str(good / "v"), "--json", str(report)]) == 1
+    assert "holds no data set" in capsys.readouterr().out
+    assert json.loads(report.read_text())["ok"] is False
 
 
 def choice(i: int, options: tuple[str, ...], right: str, split: str = "train", question: str = "?") -> Sample:

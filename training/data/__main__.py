@@ -11,14 +11,14 @@ from cosmos_reason_node.deployment import bundled_model
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .check import check, report_text, show_progress, write_json
+from .check import check, report_text, show_progress, unusable, write_json
 from .media import WindowSpec
 from .problems import DataError, Report
 from .readers import READERS, open_data_set
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 = all is well, 1 = the data has errors, 2 = it could not be run."""
+    """Run a command; 0 = all is well, 1 = it is not, 2 = the command line is wrong."""
     parser = argparse.ArgumentParser(prog="python -m training.data", description="Data sets: check, convert.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_check(commands.add_parser("check", help="list what is wrong with a data set, before it is used"))
@@ -28,13 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         return {"check": _check, "bag": _bag}[options.command](options)
     except DataError as error:
         print(error, file=sys.stderr)
-        return 2
     except CosmosReasonError as error:
         print(error.message, file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    return 1
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +56,12 @@ def _add_bag(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    data = open_data_set(options.directory, options.layout, strict=False)
-    result = check(data, options.processes, None if options.quiet else show_progress)
+    try:
+        data = open_data_set(options.directory, options.layout, strict=False)
+    except DataError as error:
+        result = unusable(options.directory, error.problems)
+    else:
+        result = check(data, options.processes, None if options.quiet else show_progress)
     print(report_text(result))
     if options.json:
         write_json(result, options.json)

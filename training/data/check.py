@@ -27,6 +27,8 @@ from .schema import Sample
 
 ERRORS = (
     "bad row",
+    "bad id",
+    "wrong answer",
     "missing",
     "empty",
     "truncated",
@@ -135,10 +137,19 @@ def check(
     )
 
 
+def unusable(root: Path, problems: Sequence[Problem]) -> CheckResult:
+    """The result for a folder that holds no usable sample at all."""
+    findings = tuple(map(_of_problem, problems))
+    return CheckResult(str(root), "", 0, 0, 0, 0, 0, {}, findings, (), 0.0)
+
+
 def _of_problem(problem: Problem) -> Finding:
+    """A row that was left out; what is wrong with ids and answers is listed by itself."""
     row = f", row {problem.row}" if problem.row else ""
     name = f"{problem.field}: " if problem.field else ""
-    return Finding("bad row", f"{problem.file}{row}", name + problem.message)
+    kinds = {"sample_id": "bad id", "answer": "wrong answer", "correct_answer": "wrong answer"}
+    kind = kinds.get(problem.field.rpartition(".")[2], "bad row")
+    return Finding(kind, f"{problem.file}{row}", name + problem.message)
 
 
 def _broken(facts: dict[Unit, Facts], users: dict[Unit, list[Sample]]) -> Iterator[Finding]:
@@ -241,7 +252,7 @@ def write_json(result: CheckResult, path: Path) -> None:
 def report_text(result: CheckResult, shown: int = _SHOWN) -> str:
     """The result as a person reads it; at most ``shown`` findings of a kind."""
     lines = [
-        f"{result.root}: {result.layout}, {result.samples} samples from {result.rows} rows "
+        f"{result.root}: {result.layout or 'no data set'}, {result.samples} samples from {result.rows} rows "
         f"({result.bad_rows} bad), {result.media} media files, {result.media_bytes / 1e6:.1f} MB",
         "splits: " + ", ".join(f"{name} {count}" for name, count in result.splits.items()),
         "",
@@ -254,7 +265,8 @@ def report_text(result: CheckResult, shown: int = _SHOWN) -> str:
             lines += [f"  ... and {len(found) - shown} more (--json FILE lists all)"] * (len(found) > shown)
     if result.findings:
         lines.append("")
-    lines += _score_table(result.scores)
+    if result.scores:
+        lines += _score_table(result.scores)
     errors = sum(finding.is_error for finding in result.findings)
     lines += ["", f"{errors} errors, {len(result.findings) - errors} warnings, {result.seconds:.1f} s"]
     return "\n".join(lines)
