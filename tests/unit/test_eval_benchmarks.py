@@ -46,7 +46,7 @@ def test_embodied_reasoning_as_released(tmp_path):
     notes = " ".join(bench.notes)
     assert "bridge: 2 of 4 questions lack their clips and count as wrong" in notes
     assert "agibot: 2 questions but none of their clips, so it was not asked" in notes
-    assert "robofail: no rows" in notes
+    assert "No rows of robovqa, holoassist, av, robofail" in notes
     (window,) = bench.stimuli[0].load()
     assert len(window.frames) == MODEL.window_frames
     assert window.frames[-1].stamp_ns - window.frames[0].stamp_ns > 11e9  # the whole clip of 12 s
@@ -57,7 +57,7 @@ def test_a_benchmark_that_is_not_there_says_what_is_wanted(tmp_path):
     with pytest.raises(DataError, match=r"wanted NAME/NAME_benchmark_qa_pairs\.json"):
         family("embodied", tmp_path, MODEL)
     write_subset(tmp_path, "bridgev2", ["a"], clips=["a"])
-    with pytest.raises(DataError, match=r"holds nothing of intuitive_physics(.|\n)*arrow_of_time: no rows"):
+    with pytest.raises(DataError, match=r"holds nothing of intuitive_physics(.|\n)*No rows of arrow_of_time"):
         family("intuitive_physics", tmp_path, MODEL)
 
 

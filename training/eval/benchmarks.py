@@ -92,11 +92,12 @@ def family(name: str, root: Path, model: ModelSpec, limit: int = 0) -> Benchmark
         raise DataError([*error.problems, Problem(str(root), 0, "", what)]) from error
     found = {part: [s for s in data.samples if wanted.part_of(s) == part] for part in wanted.parts}
     notes = _left_out(data)
+    absent = [part for part, samples in found.items() if not samples]
+    if absent:
+        notes.append(f"No rows of {', '.join(absent)} in {root}; wanted: {wanted.origin}.")
     for part, samples in found.items():
         lacking = [sample for sample in samples if not _has_media(data.root, sample)]
-        if not samples:
-            notes.append(f"{part}: no rows in {root}; wanted: {wanted.origin}.")
-        elif len(lacking) == len(samples):
+        if samples and len(lacking) == len(samples):
             notes.append(
                 f"{part}: {len(samples)} questions but none of their clips, so it was not asked; wanted "
                 f"{lacking[0].media[0].paths[0]} and others below {root}."
@@ -108,14 +109,8 @@ def family(name: str, root: Path, model: ModelSpec, limit: int = 0) -> Benchmark
             )
     samples = [sample for part in found.values() for sample in part]
     if not samples:
-        raise DataError(
-            [
-                Problem(
-                    str(root), 0, "", f"holds nothing of {name} that can be asked: wanted {wanted.origin}"
-                ),
-                *(Problem(str(root), 0, "", note) for note in notes),
-            ]
-        )
+        found_out = [f"holds nothing of {name} that can be asked", *notes]
+        raise DataError([Problem(str(root), 0, "", text) for text in found_out])
     return _benchmark(name, dataclasses.replace(data, samples=tuple(samples)), model, notes, limit, True)
 
 

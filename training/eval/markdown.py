@@ -29,10 +29,10 @@ OTHER_BENCHMARK_NOTE = (
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report."""
-    model, settings = report["model"], report["settings"]
+    model, settings, about = report["model"], report["settings"], report["protocol"]["about"]
     parts = [
         f"# {model['model_id']} on {report['benchmark']['name']}, protocol {report['protocol']['name']}",
-        f"{report['protocol']['about'].capitalize()}. {settings['seeds']} run(s), digest "
+        f"{about[:1].upper()}{about[1:]}. {settings['seeds']} run(s), digest "
         f"`{model['digest'][:12]}`, prompts `{model['prompt_id']}`, {model['engine']} on {model['device']}. "
         "Accuracies in %, with 95 % intervals (bootstrap over recordings and runs).",
     ]
@@ -68,6 +68,7 @@ def values(cell: Mapping[str, Any]) -> list[str]:
     """A group's numbers in the order of the heads."""
     orders = cell.get("permutations")
     gain = cell.get("above_blind")
+    why = ", ".join(f"{cell[name]} {name}" for name in ("errors", "cut") if cell[name])
     return [
         str(cell["n"]),
         with_interval(cell),
@@ -80,7 +81,7 @@ def values(cell: Mapping[str, Any]) -> list[str]:
         percent(orders["consistent"]["mean"]) if orders else "–",
         percent(orders["mean"]) if orders else "–",
         f"{cell['ece']:.3f}" if "ece" in cell else "–",
-        str(cell["unparsed"] + cell["errors"]) + (f" ({cell['errors']} errors)" if cell["errors"] else ""),
+        str(cell["unparsed"] + cell["errors"]) + (f" ({why})" if why else ""),
     ]
 
 
@@ -91,7 +92,7 @@ def heads() -> tuple[str, ...]:
 
 def paper_table(paper: Mapping[str, Any]) -> str:
     """A table in the paper's layout."""
-    rows = []
+    rows = [["questions asked", *map(str, paper["n"]), str(sum(paper["n"]))]]
     for row in paper["rows"]:
         name = _escaped(row["name"])
         cells = paper_values(row)

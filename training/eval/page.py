@@ -118,7 +118,9 @@ def _paper(report: Mapping[str, Any]) -> Markup:
     sections = []
     for paper in report["paper"].values():
         head = element("tr", [element("th", name) for name in ["model", *paper["columns"]]])
-        rows = element("tbody", [_paper_row(row) for row in paper["rows"]])
+        counts = [element("td", count) for count in (*paper["n"], sum(paper["n"]))]
+        asked = element("tr", element("th", "questions asked"), counts, class_="asked")
+        rows = element("tbody", asked, [_paper_row(row) for row in paper["rows"]])
         sections.append(
             element(
                 "section",
