@@ -59,6 +59,21 @@ def test_frames_are_those_the_node_keeps(tmp_path: Path, times_s: list[float]):
     assert {frame.camera for frame in window.frames} == {"c"}
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "ts", "mov"])
+def test_other_containers(tmp_path: Path, suffix: str):
+    """AVI has no presentation times, MPEG-TS cannot be sought exactly."""
+    with av.open(str(tmp_path / f"x.{suffix}"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for i in range(20):
+            image = np.full((48, 64, 3), 8 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    assert numbers(load_window(tmp_path, Video(f"x.{suffix}"), SPEC)) == [0, 3, 5, 8, 10, 13, 15, 18]
+    assert numbers(load_window(tmp_path, Video(f"x.{suffix}", "", 1.0, 1.5), SPEC)) == [10, 13]
+
+
 def test_a_part_is_read_by_its_times(tmp_path: Path):
     write_video(tmp_path / "x.mp4", steady(31, 10))
     window = load_window(tmp_path, Video("x.mp4", start_s=1.0, end_s=2.0), SPEC)

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from cosmos_reason_node.video import FALLBACK_FPS
 from cosmos_reason_node.vision.resize import resize
 
 from . import archive
@@ -21,6 +22,8 @@ from .schema import Video
 
 # Containers that hold their own frames. Playlists (HLS, ffconcat) are not among them: they open other files.
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,m4v,gif"
+# Of these, packets tell the times of frames, and seeking lands where it should.
+_EXACT = ("mov", "matroska")
 # Times in headers are rounded: a frame this much before a part's begin belongs to it, seconds.
 _EDGE_S = 1e-3
 
@@ -39,28 +42,44 @@ class Clip:
     """
 
     def __init__(self, source: Any, part: Video, shown: str, head: bytes) -> None:
-        self._shown = shown
+        self._shown, self._source, self._head = shown, source, head
+        self._open()
         try:
-            self._container = av.open(source, options={"format_whitelist": _CONTAINERS})
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            if head[4:8] == b"ftyp":  # an mp4; its index is written last
-                what = f"{shown} is cut off: its index is missing; download or write it again"
-                raise MediaError(what, "truncated") from error
-            raise self._bad(error) from error
-        try:
-            if not self._container.streams.video:
-                raise MediaError(f"{shown} holds no video stream: check what wrote it")
-            self._stream = self._container.streams.video[0]
-            self._stream.thread_count = 1  # parallel over clips, not within one
-            self._origin = self._stream.start_time or 0
-            self._reformatter = VideoReformatter()  # one for all frames: it keeps its tables
-            self._base = self._stream.time_base or Fraction(1, av.time_base)
-            self._times = self._packet_times(part) or self._frame_times()
+            exact = any(name in self._container.format.name for name in _EXACT)
+            self._all = self._packet_times(part) if exact else []
+            self._exact = bool(self._all)
+            if not self._exact:
+                self._all = self._frame_times()
+                self._origin = self._all[0]
             self._times = self.check_part(part)
             self.stamps_ns = [self._ns(pts) for pts in self._times]
         except BaseException:
             self._container.close()
             raise
+
+    def _open(self) -> None:
+        try:
+            self._container = av.open(self._source, options={"format_whitelist": _CONTAINERS})
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if self._head[4:8] == b"ftyp":  # an mp4; its index is written last
+                what = f"{self._shown} is cut off: its index is missing; download or write it again"
+                raise MediaError(what, "truncated") from error
+            raise self._bad(error) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise MediaError(f"{self._shown} holds no video stream: check what wrote it")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_count = 1  # parallel over clips, not within one
+        self._origin = self._stream.start_time or 0
+        self._base = self._stream.time_base or Fraction(1, av.time_base)
+        self._reformatter = VideoReformatter()  # one for all frames: it keeps its tables
+
+    def _reopen(self) -> None:
+        """Back to the first frame: exact for every container, as seeking is not."""
+        self._container.close()
+        if hasattr(self._source, "seek"):
+            self._source.seek(0)
+        self._open()
 
     def check_part(self, part: Video) -> list[int]:
         """Presentation times of the frames of ``part``.
@@ -69,7 +88,7 @@ class Clip:
             MediaError: there are none.
         """
         low, high = _bounds(part)
-        times = [pts for pts in self._times if low <= self._ns(pts) < high]
+        times = [pts for pts in self._all if low <= self._ns(pts) < high]
         if not times:
             raise MediaError(
                 f"{self._shown} has no frame from {part.start_s:g} s on"
@@ -89,26 +108,48 @@ class Clip:
         Raises:
             MediaError: one of them cannot be decoded.
         """
-        wanted = {self._times[index]: index for index in indices}
-        found = self._decode(wanted, spec, min(wanted))
-        if len(found) < len(wanted):  # the seek landed behind a frame that it needs
-            found |= self._decode(wanted, spec, self._origin)
+        if self._exact:
+            wanted = {self._times[i]: i for i in indices}
+            found = self._decode(wanted, spec, seek=True)
+            if len(found) < len(wanted):  # the seek landed behind a frame that it needs
+                found = self._decode(wanted, spec, seek=False)
+        else:
+            first = self._all.index(self._times[0])
+            found = self._count({first + i: i for i in indices}, spec)
         missing = sorted(set(indices) - set(found))
         if missing:
             at_s = self.stamps_ns[missing[0]] / NS
             raise MediaError(f"{self._shown}: the frame at {at_s:.2f} s cannot be decoded; download it again")
         return found
 
-    def _decode(self, wanted: dict[int, int], spec: WindowSpec, seek: int) -> dict[int, np.ndarray]:
+    def _decode(self, wanted: dict[int, int], spec: WindowSpec, *, seek: bool) -> dict[int, np.ndarray]:
+        """Frames by their time, from the key frame before them on or from the first."""
         found: dict[int, np.ndarray] = {}
         last = max(wanted)
+        if not seek:
+            self._reopen()
         try:
-            self._container.seek(seek, stream=self._stream)
+            if seek:
+                self._container.seek(min(wanted), stream=self._stream)
             for frame in self._container.decode(self._stream):
                 index = wanted.get(frame.pts) if frame.pts is not None else None
                 if index is not None and not frame.is_corrupt:
                     found[index] = self._rgb(frame, spec)
                 if len(found) == len(wanted) or (frame.pts is not None and frame.pts > last):
+                    break
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._bad(error) from error
+        return found
+
+    def _count(self, wanted: dict[int, int], spec: WindowSpec) -> dict[int, np.ndarray]:
+        """Frames by their number in the file, from the first on."""
+        found: dict[int, np.ndarray] = {}
+        self._reopen()
+        try:
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                if number in wanted and not frame.is_corrupt:
+                    found[wanted[number]] = self._rgb(frame, spec)
+                if number >= max(wanted):
                     break
         except (av.error.FFmpegError, OSError) as error:
             raise self._bad(error) from error
@@ -150,15 +191,18 @@ class Clip:
         return sorted(times)
 
     def _frame_times(self) -> list[int]:
-        """The same by decoding everything, for containers whose packets carry no times."""
+        """The same by decoding everything, one for each frame: for containers that can only be played."""
+        self._reopen()
         try:
-            self._container.seek(self._origin, stream=self._stream)
-            times = sorted({f.pts for f in self._container.decode(self._stream) if f.pts is not None})
+            times = [frame.pts for frame in self._container.decode(self._stream)]
         except (av.error.FFmpegError, OSError) as error:
             raise self._bad(error) from error
         if not times:
             raise MediaError(f"{self._shown} holds no frame that can be decoded: download or write it again")
-        return times
+        if None in times:
+            step = 1 / (self._base * (self._stream.average_rate or FALLBACK_FPS))
+            return [round(i * step) for i in range(len(times))]
+        return sorted(times)
 
     def _ns(self, pts: int) -> int:
         """Time since the first frame, to the nearest nanosecond."""
