@@ -3,9 +3,10 @@
 
 python -m training.nano generate     simulated episodes                  -> build/nano/episodes
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
-python -m training.nano evaluate     held-out table                      -> build/nano/evaluation.json
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
+
+How good it is: python -m training.eval --model build/nano/model --bench sim
 """
 
 from __future__ import annotations
@@ -40,16 +41,6 @@ def _train(options: argparse.Namespace) -> None:
         start=options.start,
     )
     train(job)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluate import evaluate, markdown, write
-
-    held_out = WORK / "episodes" / "held_out"
-    result = evaluate(options.model, held_out, options.windows, options.frames, options.think_tokens)
-    write(result, options.out)
-    print(markdown(result))
-    print(f"written to {options.out}")
 
 
 def _clip(options: argparse.Namespace) -> None:
@@ -94,14 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.add_argument("--start", type=Path, help="checkpoint whose weights to start from")
     train.set_defaults(run=_train)
-
-    evaluate = stages.add_parser("evaluate", help="score a model on held-out episodes")
-    evaluate.add_argument("--model", type=Path, default=Path("models/nano"), help="checkpoint directory")
-    evaluate.add_argument("--out", type=Path, default=WORK / "evaluation.json", help="where the numbers go")
-    evaluate.add_argument("--windows", type=int, default=300, help="windows to ask about")
-    evaluate.add_argument("--frames", type=int, default=32, help="frames of a window")
-    evaluate.add_argument("--think-tokens", type=int, default=0, help="thinking budget; 0 answers at once")
-    evaluate.set_defaults(run=_evaluate)
 
     clip = stages.add_parser("clip", help="render the demo clip")
     clip.add_argument("--seed", type=int, default=CLIP_SEED, help="a held-out seed (1000000 or more)")

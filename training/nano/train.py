@@ -20,12 +20,13 @@ from training.sft.windows import EpisodeStore
 
 from .architecture import create, describe, save_weights
 
-VISION = TrainSettings(steps=900, batch=48, peak_rate=2e-3, warm_up=60, save_s=120.0)
+VISION = TrainSettings(steps=2800, batch=48, peak_rate=2e-3, warm_up=100, save_s=120.0)
 ANSWERS = TrainSettings(
-    steps=960,
+    steps=2000,
     batch=8,
-    peak_rate=2.5e-3,
-    warm_up=40,
+    peak_rate=1.5e-3,
+    tower_rate=0.3,
+    warm_up=60,
     branches=4,
     think_share=0.3,
     probe_patches=10,

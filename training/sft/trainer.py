@@ -49,6 +49,7 @@ class TrainSettings:
         steps: length of the run.
         batch: windows (temporal patches in ``train_vision``) a step and process.
         peak_rate, final_rate: learning rate after the warm-up and at the end, cosine in between.
+        tower_rate: learning rate of the vision tower, as a share of that of the rest.
         warm_up: steps of linear warm-up.
         weight_decay: of matrices; vectors have none.
         clip_norm: gradients are scaled to at most this norm.
@@ -67,6 +68,7 @@ class TrainSettings:
     batch: int = 16
     peak_rate: float = 1.5e-3
     final_rate: float = 1e-5
+    tower_rate: float = 1.0
     warm_up: int = 100
     weight_decay: float = 0.1
     clip_norm: float = 1.0
@@ -228,20 +230,25 @@ def _answer_loss(
     return loss, right, hidden[:, packed.shared - 1]
 
 
-def _groups(modules: dict[str, nn.Module], decay: float) -> list[dict[str, object]]:
-    unique = {id(p): p for module in modules.values() for p in module.parameters()}.values()
+def _groups(modules: dict[str, nn.Module], settings: TrainSettings) -> list[dict[str, object]]:
+    unique = {
+        id(p): (name, p) for module in modules.values() for name, p in module.named_parameters()
+    }.values()
     return [
-        {"params": [p for p in unique if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in unique if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in unique if ("visual." in name) == tower and (p.ndim >= 2) == matrix],
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+            "rate": settings.tower_rate if tower else 1.0,
+        }
+        for tower in (False, True)
+        for matrix in (True, False)
     ]
 
 
 def _run(
     name: str, modules: dict[str, nn.Module], settings: TrainSettings, directory: Path, loss_of: _Loss
 ) -> None:
-    optimizer = torch.optim.AdamW(
-        _groups(modules, settings.weight_decay), lr=settings.peak_rate, betas=(0.9, 0.95)
-    )
+    optimizer = torch.optim.AdamW(_groups(modules, settings), lr=settings.peak_rate, betas=(0.9, 0.95))
     first = checkpoint.resume(directory, modules, optimizer)
     for module in modules.values():
         module.train()
@@ -251,7 +258,7 @@ def _run(
     saved = time.monotonic()
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = learning_rate(step, settings) * group["rate"]
         loss, measures = loss_of(np.random.default_rng([settings.seed, step, rank]))
         if not torch.isfinite(loss):
             raise FloatingPointError(
