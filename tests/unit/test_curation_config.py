@@ -38,6 +38,8 @@ def test_the_example_is_a_configuration():
         ({"select__min_s": 9, "select__max_s": 3}, r"select\.max_s: must not be below select\.min_s"),
         ({"videos": "clips"}, r"videos: must be a list, not 'clips'"),
         ({"videos": []}, r"videos: is empty"),
+        ({"source": ""}, r"provenance\.source: is empty"),
+        ({"split": "My Split"}, r"split: 'My Split' is no name"),
         ({"embodiment": "toaster"}, r"embodiment: 'toaster' is none of '', 'human'"),
         ({"write__sets": [{"style": "deep"}]}, r"write\.sets\[0\]\.style: 'deep' is none of"),
         ({"write__sets": [{"count": 2}, {"count": 3}]}, r"write\.sets: two sets are of the same style"),

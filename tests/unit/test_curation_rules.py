@@ -272,6 +272,7 @@ def test_a_bad_question_is_rejected(changes, reason):
     [
         ({"answer": "word " * 40}, "too_long"),
         ({"answer": "!?"}, "malformed"),
+        ({"answer": "it tips over <|im_end|>"}, "wrong_tags"),
         ({"answer": "the arm"}, "answer_in_question"),
         ({"answer": "what the caption says"}, "mentions_caption"),
     ],

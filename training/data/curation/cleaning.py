@@ -114,8 +114,7 @@ def check_trace(trace: str, question: str, key: str, settings: Clean) -> None:
     Raises:
         Rejected: with the rule's name.
     """
-    if match := _TAG.search(trace):
-        raise Rejected("wrong_tags", f"{match.group()!r} inside the reasoning")
+    check_no_tags(trace)
     check_no_caption(trace)
     count = len(trace.split())
     if count < settings.min_words:
@@ -147,6 +146,12 @@ def check_no_caption(text: str) -> None:
     """Raises Rejected("mentions_caption") when a text speaks of the caption that it was written from."""
     if match := _CAPTION.search(text):
         raise Rejected("mentions_caption", f"{match.group()!r} in {text[:80]!r}")
+
+
+def check_no_tags(text: str) -> None:
+    """Raises Rejected("wrong_tags") when a text holds tags or control tokens: they would be trained on."""
+    if match := _TAG.search(text):
+        raise Rejected("wrong_tags", f"{match.group()!r} in {text[:80]!r}")
 
 
 def check_no_loop(text: str) -> None:

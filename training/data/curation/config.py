@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..schema import EMBODIMENTS
+from ..problems import FieldErrors
+from ..schema import EMBODIMENTS, Provenance, QuestionKind, Sample
 
 T = TypeVar("T")
 FORMS = ("choice", "free")
@@ -313,8 +314,12 @@ def _check(config: CurationConfig) -> None:
         raise ConfigError("clean.max_words: must not be below clean.min_words")
     if not config.videos:
         raise ConfigError("videos: is empty; name files or folders")
-    if not config.source.strip():
-        raise ConfigError("source: is empty; name the data source")
+    try:
+        Sample(
+            "0", (), QuestionKind.OTHER, "yes", Provenance(config.source), config.split, question="Is it so?"
+        )
+    except FieldErrors as error:
+        raise ConfigError(str(error)) from error
 
 
 def _make(kind: type[T], value: Any, where: str) -> T:

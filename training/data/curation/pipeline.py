@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from cosmos_reason_node.video import VideoError
 
+from ..problems import FieldErrors
 from ..schema import Provenance, QuestionKind, Sample, Scalar, Step, Style, Video
 from . import prompts, questions
 from .agreement import decided, plain_answer, same_words, take_apart, words
@@ -180,6 +181,7 @@ class Pipeline:
                     asked = words(question.query.question)
                     if any(words(other.query.question) == asked for other, _ in found):
                         raise Rejected("duplicate", question.query.question[:80])
+                    self._sample(clip, question, "a trace", ())  # what the schema refuses is not paid for
             except Rejected:
                 continue
             found.append((question, written.steps))
@@ -258,24 +260,33 @@ class Pipeline:
         return verdict[:1] == ["yes"], (_step(request, answer),)
 
     def _sample(self, clip: Clip, question: Question, reasoning: str, steps: tuple[Step, ...]) -> Sample:
+        """The sample.
+
+        Raises:
+            Rejected: "invalid": the schema refuses it.
+        """
         config, common_sense = self._config, question.asked_for.ontology == "common_sense"
-        return Sample(
-            sample_id=question.name,
-            media=(Video(video_path(clip)),),
-            kind=QuestionKind.COMMON_SENSE if common_sense else QuestionKind.EMBODIED,
-            answer=question.answer,
-            provenance=Provenance(config.source, episode=clip.digest[:16], made_by=PROGRAM, steps=steps),
-            split=config.split,
-            question=question.query.question,
-            options=question.query.options,
-            yes_no=question.query.yes_no,
-            reasoning=reasoning,
-            style=Style(question.asked_for.style),
-            category=question.label if common_sense else "",
-            capability="" if common_sense else question.label,
-            embodiment=config.embodiment,
-            licence=config.licence,
-        )
+        provenance = Provenance(config.source, episode=clip.digest[:16], made_by=PROGRAM, steps=steps)
+        try:
+            return Sample(
+                sample_id=question.name,
+                media=(Video(video_path(clip)),),
+                kind=QuestionKind.COMMON_SENSE if common_sense else QuestionKind.EMBODIED,
+                answer=question.answer,
+                provenance=provenance,
+                split=config.split,
+                question=question.query.question,
+                options=question.query.options,
+                yes_no=question.query.yes_no,
+                reasoning=reasoning,
+                style=Style(question.asked_for.style),
+                category=question.label if common_sense else "",
+                capability="" if common_sense else question.label,
+                embodiment=config.embodiment,
+                licence=config.licence,
+            )
+        except FieldErrors as error:
+            raise Rejected("invalid", str(error)) from error
 
     async def _ask(self, request: Request) -> Answer:
         return await self._endpoints[request.call.endpoint].ask(request)

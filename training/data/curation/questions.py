@@ -17,7 +17,7 @@ from cosmos_reason_node.types import Query, QueryKind
 
 from ..schema import CAPABILITIES, CATEGORIES
 from .agreement import words
-from .cleaning import check_no_caption
+from .cleaning import check_no_caption, check_no_tags
 from .config import QuestionSet
 from .outcome import Rejected
 
@@ -209,6 +209,7 @@ def _check_key(options: Sequence[str], key: int, text: str, max_key_ratio: float
 
 def _check_free(answer: str, text: str) -> None:
     check_no_caption(answer)
+    check_no_tags(answer)
     if len(answer.split()) > _MAX_ANSWER_WORDS:
         raise Rejected("too_long", f"an answer of {len(answer.split())} words")
     if not words(answer):
