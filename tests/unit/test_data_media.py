@@ -22,6 +22,7 @@ from tests.unit.video_files import steady, write_video
 from training.data import archive
 from training.data.clip import open_video
 from training.data.media import MediaError, WindowSpec, choose, load_window
+from training.data.media_scan import Unit, scan
 from training.data.schema import Frames, Grid, Video
 
 SPEC = WindowSpec(250_000_000, 8, PatchSpec(), max_pixels=28 * 28 * 4)
@@ -72,6 +73,10 @@ def test_other_containers(tmp_path: Path, suffix: str):
         container.mux(stream.encode())
     assert numbers(load_window(tmp_path, Video(f"x.{suffix}"), SPEC)) == [0, 3, 5, 8, 10, 13, 15, 18]
     assert numbers(load_window(tmp_path, Video(f"x.{suffix}", "", 1.0, 1.5), SPEC)) == [10, 13]
+    packed = tar(tmp_path / "c.tar", {f"x.{suffix}": (tmp_path / f"x.{suffix}").read_bytes()}, "w")
+    assert numbers(load_window(tmp_path, Video(packed.name, f"x.{suffix}"), SPEC))[0] == 0
+    unit = Unit(f"x.{suffix}", parts=((1.0, 1.5),))
+    assert scan(tmp_path, [unit], 1)[unit].reason == ""
 
 
 def test_a_part_is_read_by_its_times(tmp_path: Path):

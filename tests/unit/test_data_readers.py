@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -418,3 +420,19 @@ def test_folders_without_a_data_set(tmp_path: Path):
     (tmp_path / "x_0.mcap").write_bytes(b"")
     with pytest.raises(DataError, match=r"training\.data bag"):
         open_data_set(tmp_path)
+
+
+def test_libraries_of_single_layouts_are_not_needed_by_others(tmp_path: Path):
+    write(tmp_path / "x.json", [TestLlava().row("?", "x")])
+    script = f"""
+import sys
+from pathlib import Path
+sys.modules |= dict.fromkeys(["av", "pyarrow", "rosbags", "mcap", "rclpy", "mujoco"])
+from training.data import media
+from training.data.readers import open_data_set
+print(len(open_data_set(Path({str(tmp_path)!r})).samples))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "1\n", done.stderr

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -44,6 +45,7 @@ class Clip:
     def __init__(self, source: Any, part: Video, shown: str, head: bytes) -> None:
         self._shown, self._source, self._head = shown, source, head
         self._open()
+        self._origin = self._stream.start_time or 0
         try:
             exact = any(name in self._container.format.name for name in _EXACT)
             self._all = self._packet_times(part) if exact else []
@@ -70,7 +72,6 @@ class Clip:
             raise MediaError(f"{self._shown} holds no video stream: check what wrote it")
         self._stream = self._container.streams.video[0]
         self._stream.thread_count = 1  # parallel over clips, not within one
-        self._origin = self._stream.start_time or 0
         self._base = self._stream.time_base or Fraction(1, av.time_base)
         self._reformatter = VideoReformatter()  # one for all frames: it keeps its tables
 
@@ -87,8 +88,8 @@ class Clip:
         Raises:
             MediaError: there are none.
         """
-        low, high = _bounds(part)
-        times = [pts for pts in self._all if low <= self._ns(pts) < high]
+        first, end = (bisect.bisect_left(self._all, bound, key=self._ns) for bound in _bounds(part))
+        times = self._all[first:end]
         if not times:
             raise MediaError(
                 f"{self._shown} has no frame from {part.start_s:g} s on"
