@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import signal
 from pathlib import Path
@@ -246,3 +247,12 @@ def test_groups_and_forms():
     assert make_sample().group == "common_sense"
     assert make_sample().form == "choice"
     assert Sample("i", (), QuestionKind.AFFORDANCE, "no", ORIGIN, action="pull").form == "yes_no"
+
+
+def test_the_documented_example_is_a_sample():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    example, *_ = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    sample = sample_from_json(json.loads(example))
+    assert sample.options[sample.answer_index] == "pull the drawer open"
+    for field in dataclasses.fields(Sample):
+        assert f"`{field.name}`" in text
