@@ -72,7 +72,7 @@ def _slid_to_rest(clip: Clip, span: Span, thing: int) -> bool:
     speed = np.linalg.norm(np.diff(clip.position[span.first : span.last + 1, thing], axis=0), axis=-1)
     touched = clip.touch[span.first + 1 : span.last + 1, thing].any(-1)
     if (
-        travelled(clip, span, thing) < 0.05
+        travelled(clip, span, thing) < 0.08
         or speed[:2].max() > 0.002
         or speed[-1] > 0.002
         or not touched.any()
@@ -83,7 +83,7 @@ def _slid_to_rest(clip: Clip, span: Span, thing: int) -> bool:
 
 
 _FORWARD = {
-    "fall": ("things fall over and come to lie", "it stands first and lies in the end"),
+    "fall": ("a block falls over", "a block goes down by itself"),
     "spill": ("the balls fall out of the cup", "the balls are in the cup first and fall out"),
     "bounce": (
         "the ball bounces lower and lower",
@@ -92,7 +92,7 @@ _FORWARD = {
     "slide": ("it slides after the blow and stops", "friction stops it after the blow"),
 }
 _BACKWARD = {
-    "fall": ("things that lie stand up by themselves", "it lies first and stands in the end"),
+    "fall": ("a block rises by itself", "a block that is down goes up by itself"),
     "spill": ("the balls rise into the cup", "the balls jump from the table into the cup"),
     "bounce": ("the ball bounces higher and higher", "after the bounce the ball comes higher than before"),
     "slide": ("it starts to slide with no cause", "nothing touches it and it starts to slide"),

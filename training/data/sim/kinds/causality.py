@@ -8,10 +8,11 @@ import numpy as np
 from training.data.sample import Span
 
 from ..physics.clip import Clip
-from .motion import SEEN, STANDING, first_true, named, onset
+from .motion import SEEN, STANDING, first_true, named, onset, travelled
 from .question import Question, coin, either, one_of, the
 
 GROUP = "causality"
+_PUSHED_M = 0.04
 _LENGTH = 12  # shorter windows cannot show that a thing stays, so length would tell
 
 
@@ -38,6 +39,8 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
     falls = clip.scene == "topple"
     frame = first_true(clip.up[:, thing] < 0.8, span) if falls else onset(clip, span, thing)
     verb = "fall" if falls else "move"
+    if not falls and frame >= 0 and travelled(clip, span, thing) < _PUSHED_M:
+        return []  # hardly to be seen
     if frame < 0:
         if clip.up[span.last, thing] < STANDING or (falls and coin(rng, 0.6)):
             return []  # leaning; or one of the many that stay, which would outnumber the causes

@@ -27,7 +27,7 @@ def script(plan: str, split: Split, rng: np.random.Generator) -> Script:
     names = colours(3, rng)
     side = float(rng.uniform(*BLOCK_M))
     kind = str(rng.choice(("block", "can")))
-    target = stage.thing(kind, names[0], cube(side), (0.0, 0.0, side), rng, mass=0.14, friction=0.4)
+    target = stage.thing(kind, names[0], cube(side), (0.0, 0.0, side), rng, mass=0.14, friction=0.35)
     balls = [
         _ball(stage, names[1], -1.0, plan == "first", rng),
         _ball(stage, names[2], 1.0, plan == "second", rng),
@@ -56,7 +56,7 @@ def script(plan: str, split: Split, rng: np.random.Generator) -> Script:
 def _ball(stage: Stage, colour: str, side: float, hits: bool, rng: np.random.Generator) -> Thing:
     """A ball coming from one side: it hits the middle, passes it by, or stops short."""
     half = size(BALL_M, rng)
-    speed = float(rng.uniform(0.8, 1.1)) if hits else float(rng.uniform(0.5, 0.9))
+    speed = float(rng.uniform(1.1, 1.4)) if hits else float(rng.uniform(0.5, 0.9))
     passes = rng.random() < 0.6
     lane = 0.0 if hits else float(rng.uniform(0.19, 0.23)) * stage.nearer_y()
     if not hits and not passes:
