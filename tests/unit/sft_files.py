@@ -2,6 +2,8 @@
 """A tiny checkpoint, a data set of a few windows and a configuration to train on it."""
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,18 @@ def write_config(path, value) -> Path:
     """Write settings as YAML."""
     path.write_text(yaml.safe_dump(value))
     return path
+
+
+def forked(target, *arguments):
+    """A child process that runs ``target``; it can be killed."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def wait_for(condition, seconds=120):
+    """Wait until ``condition()`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)

@@ -87,7 +87,9 @@ def export(
 
 def _write_weights(state: dict[str, Tensor], base: Path, directory: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(base, local_files_only=True)
         network: Any = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)

@@ -54,6 +54,8 @@ def _ray(config: SftConfig) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cuda = _wants_gpu(config)
+    seconds = str(round(config.run.timeout_s))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", seconds)  # Ray's 30 s do not import torch
     if not ray.is_initialized():
         _start_ray(config)
     output = Path(config.run.output).expanduser().resolve()

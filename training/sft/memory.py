@@ -161,6 +161,16 @@ def _activations(
     side = vision["hidden_size"]
     tower = 2 * stream * side + 2 * 4 * side + (3 * cast or 2 * compute) * side
     tower += 16 * side + compute * 7 * side + compute * 4 * vision["intermediate_size"]
+    if config.model.lora:
+        # Frozen matrices keep no inputs; adapters keep them cast, and dropout's mask.
+        mask = 2 if config.model.lora.dropout else 0
+        inner = text["intermediate_size"]
+        decoder += (
+            (compute + mask) * (6 * wide + inner)
+            - compute * (wide + inner)
+            - (5 * cast or 2 * compute) * wide
+        )
+        tower += (compute + mask) * (4 * side + vision["intermediate_size"])
     layers, blocks = text["num_hidden_layers"], vision["depth"]
     patches = size.patches if _vision_learns(config) else 0
     if config.model.checkpointing:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs from configuration to model: learning, resuming, and what can go wrong on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cosmos_reason_node.models.qwen2_5_vl import load
+from tests.unit.sft_files import forked, make_data, make_model, settings, wait_for, write_config
+from training.settings import make_settings
+from training.sft.config import ConfigError, SftConfig
+from training.sft.report import read_log
+from training.sft.run import run
+from training.sft.store import SnapshotStore
+
+torch.set_num_threads(1)
+EXACT = ("step", "loss", "grad_norm", "rate", "samples", "tokens", "right")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sft")
+    return make_model(root / "base"), make_data(root / "data")
+
+
+def config(files, output, **sections):
+    return make_settings(SftConfig, settings(*files, output, **sections))
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A run without interruption, with validation."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    validation = {"validation": [{"path": str(files[1])}], "validation_rows": 4}
+    run(config(files, output, data=validation, run={"validate_every": 3, "save_every": 2}))
+    return output
+
+
+def curve(output):
+    return [{key: entry[key] for key in EXACT} for entry in read_log(output) if "loss" in entry]
+
+
+def test_it_learns_and_reports(finished):
+    losses = [entry["loss"] for entry in curve(finished)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 1.0
+    validation = [entry for entry in read_log(finished) if "validation_loss" in entry]
+    assert [entry["step"] for entry in validation] == [2, 5]
+    assert validation[1]["validation_loss"] < validation[0]["validation_loss"]
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "rejected.jsonl").read_text() == ""
+    kept = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000006"]
+
+
+def test_the_node_loads_the_model(finished, files):
+    model = load(finished / "model", device="cpu", dtype="float32")
+    snapshot = SnapshotStore(finished / "checkpoints", 2).newest()
+    trained = snapshot.tensors("model")
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, trained[f"network.{name}"].bfloat16().float()), name
+    assert model.spec.frame_size == (112, 112)
+    assert not torch.equal(model.network.lm_head.weight, load(files[0], device="cpu").network.lm_head.weight)
+
+
+def test_killed_in_the_middle_it_goes_on_bit_for_bit(finished, files, tmp_path):
+    settings_ = config(files, tmp_path, run={"save_every": 2})
+    child = forked(run, settings_)
+    wait_for(lambda: len(read_log(tmp_path)) >= 3 and (tmp_path / "checkpoints/step-00000002").exists())
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    done = SnapshotStore(tmp_path / "checkpoints", 2).newest().step
+    assert 2 <= done < 6
+    run(settings_)
+    assert curve(tmp_path) == curve(finished)
+    one, two = (load(path / "model", device="cpu").network.state_dict() for path in (tmp_path, finished))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    run(settings_)  # a finished run only writes its model again
+    assert curve(tmp_path) == curve(finished)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(files, tmp_path):
+    huge = {"max_tokens": 1 << 20, "branches": 1}
+    with pytest.raises(ConfigError) as raised:
+        run(config(files, tmp_path, data=huge, optimizer={"batch": 1 << 20}))
+    assert "memory estimate" in str(raised.value)
+    assert "To fit: set model.checkpointing: true, or lower data.max_tokens (now 1048576)" in str(
+        raised.value
+    )
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_one_output_takes_one_run(files, tmp_path):
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            run(config(files, tmp_path))
+
+
+def test_the_command_says_what_is_wrong(files, tmp_path):
+    path = write_config(tmp_path / "c.yaml", settings(files[0], tmp_path / "none", tmp_path / "run"))
+    command = [sys.executable, "-m", "training.sft", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "is no folder: give the folder that holds the data set" in done.stderr
