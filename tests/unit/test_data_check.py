@@ -232,6 +232,22 @@ def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads(report.read_text())["ok"] is False
 
 
+def test_leaks_between_data_sets(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = tmp_path / "Bench mark"
+    (other / "v").mkdir(parents=True)
+    shutil.copy(good / "v/2.mp4", other / "v/7.mp4")
+    clip(other / "v/2.mp4", 9)
+    write_samples(other, [sample("s0", "v/7.mp4", "test", "no"), sample("s9", "v/2.mp4", "test")])
+    arguments = ["check", str(good), "--against", str(other), "--processes", "1", "--quiet"]
+    assert main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "leak: same media: 1" in out
+    assert (
+        "v/2.mp4 and Bench mark/v/7.mp4 have the same content and are in bench_mark.test and held_out" in out
+    )
+    assert "splits: bench_mark.test 2, held_out 2, train 2" in out
+
+
 def choice(i: int, options: tuple[str, ...], right: str, split: str = "train", question: str = "?") -> Sample:
     answer = "ABCD"[options.index(right)]
     return sample(

@@ -14,7 +14,7 @@ from cosmos_reason_node.models.spec import read_model_spec
 from .check import check, report_text, show_progress, unusable, write_json
 from .media import WindowSpec
 from .problems import DataError, Report
-from .readers import READERS, open_data_set
+from .readers import READERS, joined, open_data_set
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the data set")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="data sets it must share nothing with",
+    )
     parser.add_argument("--layout", choices=sorted(READERS), default="", help="default: find out")
     parser.add_argument("--processes", type=int, default=0, help="default: one a core, at most 8")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -58,6 +66,8 @@ def _add_bag(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> int:
     try:
         data = open_data_set(options.directory, options.layout, strict=False)
+        if options.against:
+            data = joined(data, [open_data_set(other, strict=False) for other in options.against])
     except DataError as error:
         result = unusable(options.directory, error.problems)
     else:

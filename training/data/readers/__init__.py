@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..problems import DataError, FieldErrors, Problem, Report
-from ..schema import Sample
+from ..schema import Sample, Video
 from . import cosmos_reason, jsonl, lerobot, llava
 
 Reader = Callable[[Path, Report], Iterator[Sample]]
@@ -83,6 +86,46 @@ def open_data_set(root: Path, layout: str = "", *, strict: bool = True) -> DataS
         report.add(root, 0, "", "holds no usable sample")
         raise DataError(report.problems)
     return DataSet(root, layout, samples, report)
+
+
+def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
+    """Several data sets as one, to look for what they share.
+
+    Ids and splits of ``others`` get their folder's name in front; media paths start in the common folder.
+    """
+    root = Path(os.path.commonpath([data.root.resolve() for data in (first, *others)]))
+    report = Report(first.report.rows, first.report.bad_rows, list(first.report.problems))
+    samples = [_moved(sample, first.root, root) for sample in first.samples]
+    for data in others:
+        name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower()) or "other"
+        report.rows += data.report.rows
+        report.bad_rows += data.report.bad_rows
+        report.problems += data.report.problems
+        samples += [
+            dataclasses.replace(
+                _moved(sample, data.root, root),
+                sample_id=f"{name}/{sample.sample_id}",
+                split=f"{name}.{sample.split}"[:64],
+            )
+            for sample in data.samples
+        ]
+    return DataSet(root, first.layout, tuple(samples), report)
+
+
+def _moved(sample: Sample, start: Path, root: Path) -> Sample:
+    """The sample with media paths that start in ``root``, a folder above ``start``."""
+    prefix = start.resolve().relative_to(root)
+
+    def path(name: str) -> str:
+        return (prefix / name).as_posix()
+
+    media = tuple(
+        dataclasses.replace(one, path=path(one.path))
+        if isinstance(one, Video)
+        else dataclasses.replace(one, paths=tuple(map(path, one.paths)))
+        for one in sample.media
+    )
+    return dataclasses.replace(sample, media=media)
 
 
 def _unique(samples: Iterator[Sample], root: Path, report: Report) -> Iterator[Sample]:
