@@ -3,11 +3,14 @@
 
     python -m benchmarks.data --json benchmarks/results/data.json
 
+- ``generated``: robot episodes and physics clips simulated, rendered and saved; by training.data.sim.generate
+  with worker processes that keep scenes and renderers (their start included), and by a loop that makes each
+  scene anew.
 - ``loaded``: clips decoded, frames chosen on the time grid, resized, patchified; by training.data.loader with
   worker processes (their start included), and by a loop over the same function.
 
-The two ways are timed in turns; rates are medians over the turns. ``speedup`` is their ratio: at most the
-number of cores, and less where something else runs on the machine (``load_average_at_start``);
+The two ways are timed in turns; rates are medians over the turns. ``speedup`` is their ratio: for ``loaded``
+at most the number of cores, and less where something else runs on the machine (``load_average_at_start``);
 ``plain_cpu_ms_per_sample`` does not depend on that. Without ``--data`` clips are made first: H.264, moving
 shapes, a key frame every two seconds.
 """
@@ -36,6 +39,8 @@ from training.data.loader import Windows, load, loader
 from training.data.media import WindowSpec
 from training.data.readers import open_data_set
 from training.data.schema import Provenance, QuestionKind, Sample, Video
+from training.data.sim.generate import Counts, generate, make
+from training.data.sim.simulator import release_scenes
 
 from .machine import command_line, describe_machine
 
@@ -53,6 +58,7 @@ class Options:
         turns: of each way.
         workers: processes.
         clips: number of clips made.
+        episodes: robot episodes generated a turn; three times as many physics clips.
     """
 
     data: Path | None
@@ -61,6 +67,37 @@ class Options:
     turns: int
     workers: int
     clips: int
+    episodes: int
+
+
+def generated(options: Options) -> dict[str, Any]:
+    """Episodes and clips a second, generated."""
+    third = options.episodes // 3
+    counts = Counts(
+        episodes=options.episodes - third,
+        galleries=third,
+        held_out_episodes=0,
+        clips=3 * options.episodes,
+        held_out_clips=0,
+    )
+
+    def plain() -> int:
+        with tempfile.TemporaryDirectory(prefix="data_benchmark_") as name:
+            for folder, seed in counts.seeds():
+                release_scenes()
+                make((Path(name), folder, seed))
+        return len(counts.seeds())
+
+    def workers() -> int:
+        with tempfile.TemporaryDirectory(prefix="data_benchmark_") as name:
+            return generate(Path(name), counts, options.workers)
+
+    return {
+        "episodes_a_turn": options.episodes,
+        "clips_a_turn": counts.clips,
+        "workers": options.workers,
+        **compare(plain, workers, len(counts.seeds()), options.turns),
+    }
 
 
 def loaded(options: Options) -> dict[str, Any]:
@@ -89,7 +126,7 @@ def loaded(options: Options) -> dict[str, Any]:
 
 
 # What the report holds, by name; each is measured by itself.
-PARTS: dict[str, Callable[[Options], dict[str, Any]]] = {"loaded": loaded}
+PARTS: dict[str, Callable[[Options], dict[str, Any]]] = {"generated": generated, "loaded": loaded}
 
 
 def compare(plain: Callable[[], int], workers: Callable[[], int], count: int, turns: int) -> dict[str, Any]:
@@ -172,12 +209,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="of each way")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument("--clips", type=int, default=16, help="clips to make")
+    parser.add_argument("--episodes", type=int, default=24, help="robot episodes to generate a turn")
     parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=sorted(PARTS))
     given = vars(parser.parse_args())
     target, parts = given.pop("json"), given.pop("parts")
     options = Options(**given | {"model": given["model"] or bundled_model()})
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    os.environ["LP_NUM_THREADS"] = "1"  # the software rasteriser's own threads
     machine = describe_machine(("av", "torch", "numpy", "opencv-python-headless"))
     result: dict[str, Any] = {"command": command_line(), "machine": machine}
     for name in parts:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the nano checkpoint from nothing, stage by stage; every stage goes on where it was interrupted.
 
-python -m training.nano generate     simulated episodes                  -> build/nano/episodes
+python -m training.nano generate     simulated episodes and clips        -> build/nano/{episodes,clips}
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
@@ -22,10 +22,10 @@ CLIP_SEED = 1_900_004
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from training.data.sim.generate import generate
+    from training.data.sim.generate import Counts, generate
 
-    made = generate(WORK / "episodes", options.train, options.galleries, options.held_out, options.processes)
-    print(f"{made} episodes made, in {WORK / 'episodes'}")
+    counts = Counts(options.train, options.galleries, options.held_out, options.clips, options.held_out_clips)
+    print(f"{generate(WORK, counts, options.processes)} files made, in {WORK}/episodes and {WORK}/clips")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -71,10 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     cores = os.cpu_count() or 1
 
-    generate = stages.add_parser("generate", help="simulate episodes")
-    generate.add_argument("--train", type=int, default=2000, help="episodes of the training split")
-    generate.add_argument("--galleries", type=int, default=1500, help="training episodes of many looks")
-    generate.add_argument("--held-out", type=int, default=400, help="episodes of the held-out split")
+    generate = stages.add_parser("generate", help="simulate episodes and clips")
+    generate.add_argument("--train", type=int, default=2000, help="episodes of the robot arm")
+    generate.add_argument("--galleries", type=int, default=1500, help="the same, of many looks each")
+    generate.add_argument("--held-out", type=int, default=400, help="the same, of the held-out split")
+    generate.add_argument("--clips", type=int, default=6000, help="clips of table-top physics")
+    generate.add_argument("--held-out-clips", type=int, default=600, help="the same, of the held-out split")
     generate.add_argument("--processes", type=int, default=cores, help="worker processes")
     generate.set_defaults(run=_generate)
 

@@ -145,7 +145,7 @@ def run_episode(
 
 def _start_openness(rng: np.random.Generator, opens: bool, plan_name: str) -> float:
     """Mostly the state that the task starts from; wandering starts anywhere."""
-    if plan_name == "wander" or rng.random() < 0.1:
+    if plan_name in ("wander", "opposite") or rng.random() < 0.1:
         return float(rng.choice((0.0, 1.0)) if rng.random() < 0.7 else rng.uniform(0.0, 1.0))
     if rng.random() < 0.15:
         return float(rng.uniform(0.0, 0.5) if opens else rng.uniform(0.5, 1.0))

@@ -1,20 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes many episodes in parallel; what exists is kept, so an interrupted run goes on where it stopped."""
+"""Makes episodes and clips in parallel. What exists is kept: an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode
+from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode, split_of
+from .physics.clip import clip_path, save_clip
+from .physics.run import run_clip
+
+EPISODES, CLIPS = "episodes", "clips"  # folders of the two simulators
 
 
-def _make(job: tuple[str, int]) -> int:
-    root, seed = job
-    save_episode(Path(root), run_episode(seed))
-    return seed
+@dataclass(frozen=True)
+class Counts:
+    """How many there shall be.
+
+    Attributes:
+        episodes, held_out_episodes: of the robot arm.
+        galleries: training episodes of many looks (see episode.py).
+        clips, held_out_clips: of table-top physics.
+    """
+
+    episodes: int
+    galleries: int
+    held_out_episodes: int
+    clips: int
+    held_out_clips: int
+
+    def seeds(self) -> list[tuple[str, int]]:
+        """(folder, seed) of all, each sort evenly spread: unfinished data can be trained on and evaluated."""
+        sorts = (
+            (EPISODES, 0, self.episodes),
+            (EPISODES, GALLERY_SEED, self.galleries),
+            (EPISODES, HELD_OUT_SEED, self.held_out_episodes),
+            (CLIPS, 0, self.clips),
+            (CLIPS, HELD_OUT_SEED, self.held_out_clips),
+        )
+        keyed = [
+            ((i + 0.5) / count, folder, first + i) for folder, first, count in sorts for i in range(count)
+        ]
+        return [(folder, seed) for _, folder, seed in sorted(keyed)]
+
+
+def path_of(root: Path, folder: str, seed: int) -> Path:
+    """File of a seed under the data directory ``root``."""
+    if folder == EPISODES:
+        return episode_path(root / EPISODES, seed)
+    return clip_path(root / CLIPS, split_of(seed), seed)
+
+
+def make(job: tuple[Path, str, int]) -> None:
+    """Make and save one; ``job`` is (data directory, folder, seed)."""
+    root, folder, seed = job
+    if folder == EPISODES:
+        save_episode(root / EPISODES, run_episode(seed))
+    else:
+        save_clip(root / CLIPS, run_clip(seed))
 
 
 def _quiet_worker() -> None:
@@ -22,40 +68,28 @@ def _quiet_worker() -> None:
     os.environ["LP_NUM_THREADS"] = "1"  # the software rasteriser's own threads
 
 
-def generate(root: Path, train: int, galleries: int, held_out: int, processes: int) -> int:
-    """Make episodes of seeds 0..train-1, GALLERY_SEED.. and HELD_OUT_SEED...
+def generate(root: Path, counts: Counts, processes: int) -> int:
+    """Make what is missing.
 
     Args:
-        root: data directory.
-        train: how many training episodes there shall be.
-        galleries: how many training episodes of many looks (see episode.py).
-        held_out: how many held-out ones.
+        root: data directory; gets episodes/ and clips/, each with train/ and held_out/.
+        counts: how many of each sort.
         processes: worker processes.
 
     Returns:
-        Number of episodes made now.
+        Number of files made now.
     """
-    splits = [
-        range(first, first + count)
-        for first, count in ((0, train), (GALLERY_SEED, galleries), (HELD_OUT_SEED, held_out))
-    ]
-    jobs = [(str(root), seed) for seed in _mixed(splits) if not episode_path(root, seed).exists()]
+    jobs = [(root, *seed) for seed in counts.seeds() if not path_of(root, *seed).exists()]
     started, done = time.monotonic(), 0
     _quiet_worker()
     with multiprocessing.get_context("spawn").Pool(processes, _quiet_worker) as pool:
-        for _ in pool.imap_unordered(_make, jobs):
+        for _ in pool.imap_unordered(make, jobs, chunksize=4):
             done += 1
             if done % 20 == 0 or done == len(jobs):
                 rate = done / (time.monotonic() - started)
                 print(
-                    f"episodes {done}/{len(jobs)}  {rate * 3600:.0f} an hour  "
+                    f"made {done}/{len(jobs)}  {rate * 3600:.0f} an hour  "
                     f"{(len(jobs) - done) / rate / 60:.1f} min left",
                     flush=True,
                 )
     return done
-
-
-def _mixed(splits: list[range]) -> list[int]:
-    """All evenly spread over the run, so that an unfinished data set can be trained on and evaluated too."""
-    keyed = [((i + 0.5) / len(seeds), seed) for seeds in splits for i, seed in enumerate(seeds)]
-    return [seed for _, seed in sorted(keyed)]

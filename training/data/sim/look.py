@@ -33,6 +33,15 @@ LOOK_AT_JITTER_M = 0.03
 # Materials of metaworld's table and room; the others of a scene belong to its object (and a few to both).
 SURROUNDINGS = ("basic_floor", "table_wood", "wall_metal")
 KEPT = ("table_col", "xyz_col")
+# Things on the table that nothing asks about and nothing touches.
+_DISTRACTORS = {
+    "distractor_box": mujoco.mjtGeom.mjGEOM_BOX,
+    "distractor_ball": mujoco.mjtGeom.mjGEOM_SPHERE,
+    "distractor_can": mujoco.mjtGeom.mjGEOM_CYLINDER,
+}
+_DISTRACTOR_SHARE = 0.4  # how often each is there
+_DISTRACTOR_M = (0.014, 0.026)  # half of its size
+_CLEAR_M = 0.22  # of the object, left and right: where the hand works
 
 
 @dataclass(frozen=True)
@@ -103,3 +112,34 @@ def recolour(model: mujoco.MjModel, split: Split, rng: np.random.Generator) -> N
         model.light_pos[index] += rng.uniform(-0.4, 0.4, 3)
     model.vis.headlight.diffuse[:] = rng.uniform(0.2, 0.5)
     model.vis.headlight.ambient[:] = rng.uniform(0.1, 0.3)
+
+
+def add_distractors(spec: mujoco.MjSpec) -> None:
+    """Add the distractors to a scene, unseen and without contacts, for ``place_distractors``."""
+    for name, shape in _DISTRACTORS.items():
+        spec.worldbody.add_geom(
+            name=name,
+            type=shape,
+            pos=(0.3, 0.6, 0.02),  # one at the body's origin would be compiled as unmovable
+            size=(0.02, 0.02, 0.02),
+            rgba=(0, 0, 0, 0),
+            contype=0,
+            conaffinity=0,
+        )
+
+
+def place_distractors(
+    model: mujoco.MjModel, split: Split, object_position: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Draw which distractors are there, where, how large and of which colour; away from the object."""
+    for name in _DISTRACTORS:
+        half = float(rng.uniform(*_DISTRACTOR_M))
+        side = float(rng.choice((-1.0, 1.0)))
+        x = object_position[0] + side * rng.uniform(_CLEAR_M, _CLEAR_M + 0.2)
+        rgb = colorsys.hsv_to_rgb(
+            _from_ranges(HUES[split], rng), rng.uniform(0.3, 0.9), rng.uniform(0.35, 1.0)
+        )
+        geom = model.geom(name)
+        geom.pos = (x, rng.uniform(0.5, 0.85), half)
+        geom.size = half
+        geom.rgba = (*rgb, float(rng.random() < _DISTRACTOR_SHARE))

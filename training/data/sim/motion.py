@@ -20,6 +20,7 @@ from .simulator import State
 Kind = Literal["skill", "reach", "retract", "wander", "hold"]
 _TRAVEL_GAIN = 0.10
 _KEEP = 1.8  # once acting, the hand counts as in place within this multiple of the tolerances
+EVER = 10**6  # steps: to the end of any episode
 _CLEAR_M = 0.18  # height gained before moving away from an object
 
 
@@ -50,7 +51,19 @@ def rest_position(rng: np.random.Generator) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-PLANS = {"succeed": 0.34, "stop": 0.16, "miss": 0.1, "give_up": 0.12, "undo": 0.2, "wander": 0.08}
+# How often each is drawn. All but the first are meant to fail, each in its own way; whether they do is read
+# from the simulator's state.
+PLANS = {
+    "succeed": 0.34,
+    "stop": 0.10,  # leaves half-way
+    "slip": 0.07,  # loses the object half-way and goes on beside it
+    "miss": 0.08,  # works beside the object
+    "give_up": 0.08,  # gets there and leaves
+    "freeze": 0.06,  # stops on the way there
+    "undo": 0.15,  # succeeds, then does the opposite
+    "opposite": 0.06,  # does the opposite task
+    "wander": 0.06,  # does not try
+}
 
 
 def make_plan(scene: Scene, skill: Skill, name: str, rng: np.random.Generator) -> list[Segment]:
@@ -67,16 +80,23 @@ def make_plan(scene: Scene, skill: Skill, name: str, rng: np.random.Generator) -
     if name == "stop":
         part = float(rng.uniform(0.15, 0.6))
         return [hold(25), Segment("skill", 170, skill, until=part), hold(30), rest()]
-    if name == "miss":
+    others = [other for other in scene.skills if other is not skill]
+    if name in ("miss", "slip"):
         side = float(rng.choice((-1.0, 1.0)) * rng.uniform(0.10, 0.16))
-        return [hold(25), Segment("skill", 110, skill, miss=(side, -0.04, 0.02)), hold(20), rest()]
+        beside = Segment("skill", 110, skill, miss=(side, -0.04, 0.02))
+        if name == "miss":
+            return [hold(25), beside, hold(20), rest()]
+        return [hold(15), Segment("skill", 150, skill, until=float(rng.uniform(0.15, 0.5))), beside, rest()]
     if name == "give_up":
         return [hold(25), Segment("reach", 90, skill), hold(50), rest()]
+    if name == "freeze":
+        return [hold(25), Segment("reach", int(rng.integers(8, 30)), skill), Segment("hold", EVER)]
+    if name == "opposite" and others:
+        return [hold(25), Segment("skill", 170, others[0]), hold(20), rest()]
     if name == "undo":
-        others = [other for other in scene.skills if other is not skill]
         again = Segment("skill", 150, others[0]) if others else rest()
         return [Segment("skill", 110, skill), again, rest()]
-    if name == "wander":
+    if name in ("wander", "opposite"):  # an object with one task has no opposite
         return [Segment("wander", 60, goal=rest_position(rng)) for _ in range(4)]
     raise ValueError(f"no plan is called {name!r}; plans are {', '.join(PLANS)}")
 

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 
-from .look import Split, draw_look, recolour
+from .look import Split, add_distractors, draw_look, place_distractors, recolour
 from .scenes import Scene, Skill
 
 PHYSICS_STEPS = 5  # of 2.5 ms, per control step
@@ -60,7 +60,9 @@ class _Stage:
     """A scene's model as loaded, and its renderers; kept per process."""
 
     def __init__(self, xml: str) -> None:
-        self.model = mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/{xml}"))
+        spec = mujoco.MjSpec.from_file(full_V3_path_for(f"sawyer_xyz/{xml}"))
+        add_distractors(spec)
+        self.model = spec.compile()
         self.model.eq_data[:] = _HAND_WELD
         self.model.vis.quality.shadowsize = 0
         self.model.vis.quality.offsamples = 0
@@ -85,6 +87,11 @@ class _Stage:
 
 
 _stage = functools.cache(_Stage)
+
+
+def release_scenes() -> None:
+    """Free the models and renderers that this process keeps."""
+    _stage.cache_clear()
 
 
 class Simulator:
@@ -125,6 +132,7 @@ class Simulator:
         self.look = draw_look(self._split, rng)
         self._camera = self.look.camera()
         recolour(self.model, self._split, rng)
+        place_distractors(self.model, self._split, self.model.body(self.scene.body).pos, rng)
 
     def seen_at(self, points: np.ndarray) -> np.ndarray:
         """Where points appear: (N, 3) metres to (N, 2), x and y as shares of the image's width and height."""
