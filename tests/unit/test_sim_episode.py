@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
+import mujoco
+
 from training.data.sim.episode import (
     GALLERY_SEED,
     HELD_OUT_SEED,
@@ -14,7 +16,7 @@ from training.data.sim.episode import (
     save_episode,
     split_of,
 )
-from training.data.sim.look import AZIMUTHS, HUES, Look, draw_look
+from training.data.sim.look import AZIMUTHS, HUES, Look, add_distractors, draw_look, place_distractors
 from training.data.sim.phase import Phase, completed, in_place, phase
 from training.data.sim.scenes import BY_NAME, SCENES
 
@@ -43,6 +45,31 @@ def test_labels_follow_the_outcome_not_the_plan():
     episode = run_episode(0, scene_name="drawer", skill_index=0, plan_name="miss", sample=False)
     assert np.ptp(episode.gap_m[:, 0], axis=0).max() > 0.1
     assert completed(BY_NAME["drawer"].skills[0], float(episode.openness[-1])) is False
+
+
+@pytest.mark.parametrize("plan", ["miss", "give_up", "freeze", "undo", "opposite"])
+@pytest.mark.parametrize("scene", ["drawer", "window"])
+def test_plans_that_fail_leave_the_task_undone(plan, scene):
+    """From the usual start; the others may succeed after all, which is why outcomes are labels."""
+    for seed in range(20):
+        episode = run_episode(seed, scene_name=scene, skill_index=0, plan_name=plan, sample=False)
+        if episode.openness[0] < 0.1:
+            break
+    assert completed(BY_NAME[scene].skills[0], float(episode.openness[-1])) is not True
+
+
+def test_distractors_come_and_go_away_from_the_object():
+    rng = np.random.default_rng(0)
+    spec = mujoco.MjSpec()
+    add_distractors(spec)
+    model = spec.compile()
+    shown = []
+    for _ in range(50):
+        place_distractors(model, "train", np.array([0.05, 0.9, 0.0]), rng)
+        shown.append(int((model.geom_rgba[:, 3] > 0).sum()))
+        assert (np.abs(model.geom_pos[:, 0] - 0.05) >= 0.2).all()
+        assert not model.geom_contype.any()
+    assert set(shown) >= {0, 1, 2}
 
 
 def test_undo_ends_where_it_began():
