@@ -89,6 +89,14 @@ def test_only_the_answer_itself_weighs_more(model, branches):
     assert set(branches[0].weights) == {1.0, VERDICT_WEIGHT}
 
 
+@pytest.mark.parametrize("answer", ["yes", "reach for the drawer handle"])
+def test_long_answers_weigh_as_much_as_short_ones(model, answer):
+    origin = Provenance("sim", "train", 1, "drawer", "stop")
+    query = Query(QueryKind.NEXT_ACTION, task="open the drawer")
+    branch = encode_branch(model.tokenizer, Sample(Span(0, 2), query, answer, "", origin), think=False)
+    assert sum(w for w in branch.weights if w > 1) == pytest.approx(VERDICT_WEIGHT)
+
+
 def test_windows_with_fewer_questions_are_padded_without_effect(model, branches):
     features = torch.randn(64, 192, generator=torch.Generator().manual_seed(1))
     both = pack([branches, branches[:1]], model.tokenizer, model.spec, video(model))

@@ -24,7 +24,7 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from training.data.sample import Sample
 
-VERDICT_WEIGHT = 8.0  # of an answer's own tokens against those of reasoning and format
+VERDICT_WEIGHT = 16.0  # of an answer, spread over its tokens, against a token of reasoning or format
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def encode_branch(tokenizer: TextTokenizer, sample: Sample, *, think: bool) -> B
     weights = np.ones(len(target))
     closing = len(tokenizer.encode(prompt.ANSWER_CLOSE + prompt.END_OF_TURN, add_special_tokens=False))
     answer = len(tokenizer.encode(sample.answer.strip(), add_special_tokens=False))
-    weights[-closing - answer : -closing] = VERDICT_WEIGHT
+    weights[-closing - answer : -closing] = max(VERDICT_WEIGHT / answer, 1.0)
     return Branch(prompt.encode_suffix(tokenizer, sample.query), target, weights.tolist())
 
 
