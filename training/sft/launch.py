@@ -89,7 +89,13 @@ def _start_ray(config: SftConfig) -> None:
     local = {"num_cpus": config.run.processes, "object_store_memory": _RAY_STORE_BYTES}
     for attempt in range(_RAY_STARTS):
         try:
-            ray.init(include_dashboard=False, **({} if "RAY_ADDRESS" in os.environ else local))
+            ray.init(
+                include_dashboard=False,
+                logging_config=ray.LoggingConfig(
+                    log_level="ERROR"
+                ),  # its actors warn of the missing dashboard
+                **({} if "RAY_ADDRESS" in os.environ else local),
+            )
             return
         except Exception as error:  # Ray waits 30 s for its own processes, too little on a busy machine
             ray.shutdown()

@@ -104,7 +104,11 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], context: Context, comput
 def gather_model(root: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU of process 0, nothing elsewhere; all processes have to call."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-    return get_model_state_dict(root, options=options)
+    state = get_model_state_dict(root, options=options)
+    kept = (
+        _not_frozen(root) if trained_only else set(state)
+    )  # a tied frozen tensor slips through torch's filter
+    return {name: tensor for name, tensor in state.items() if name in kept}
 
 
 def gather_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -129,8 +133,7 @@ def restore(
     many = context.world > 1
     # Frozen parameters are in no checkpoint, so the names are compared by hand and loading is not strict.
     if context.rank == 0:
-        trained = {name for name, parameter in root.named_parameters() if parameter.requires_grad}
-        strange = sorted(trained ^ set(model_state) - _second_names(root))
+        strange = sorted(_not_frozen(root) ^ set(model_state))
         if strange:
             raise ValueError(f"{len(strange)} tensors differ, {', '.join(strange[:3])} among them")
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=many, strict=False)
@@ -145,7 +148,7 @@ def restore(
     set_optimizer_state_dict(root, optimizer, whole, options=options)
 
 
-def _second_names(root: nn.Module) -> set[str]:
-    """Other names of tied parameters."""
-    first = {name for name, _ in root.named_parameters()}
-    return {name for name, _ in root.named_parameters(remove_duplicate=False)} - first
+def _not_frozen(root: nn.Module) -> set[str]:
+    """Names of state that training changes."""
+    parameters = root.named_parameters(remove_duplicate=False)
+    return set(root.state_dict()) - {name for name, parameter in parameters if not parameter.requires_grad}

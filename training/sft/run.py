@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,6 +169,18 @@ def _facts(config: SftConfig, digest: str) -> dict[str, Any]:
     }
 
 
+def _locked(descriptor: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.2)
+
+
 @contextmanager
 def _only_run(config: SftConfig, context: Context) -> Iterator[None]:
     """Hold the output directory, so that two runs do not write into one."""
@@ -181,11 +194,9 @@ def _only_run(config: SftConfig, context: Context) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"run.output: {directory} cannot be written ({error}); choose another") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigError(f"run.output: another run is writing to {directory}; choose another") from error
-    try:
+        # Ray may start a worker while the one that it stands in for is still dying.
+        if not _locked(descriptor, seconds=30.0 if config.run.launcher == "ray" else 0.0):
+            raise ConfigError(f"run.output: another run is writing to {directory}; choose another")
         yield
     finally:
         os.close(descriptor)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes (FSDP2 over gloo) do what one does, and their checkpoints are each other's."""
+
+import os
+import signal
+import socket
+
+import pytest
+import torch
+
+from cosmos_reason_node.models.qwen2_5_vl import load
+from tests.unit.sft_files import forked, make_data, make_model, settings, wait_for
+from training.settings import make_settings
+from training.sft.config import SftConfig
+from training.sft.report import read_log
+from training.sft.run import run
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def config(base, data, output, **model):
+    value = settings(base, data, output, model=model, optimizer={"steps": 4}, run={"save_every": 1})
+    return make_settings(SftConfig, value)
+
+
+def started(count, made):
+    """Workers with the environment that torchrun gives them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def work(rank):
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        run(made)
+
+    return [forked(work, rank) for rank in range(count)]
+
+
+def losses(output):
+    return [entry["loss"] for entry in read_log(output)]
+
+
+@pytest.mark.parametrize(
+    ("tied", "model"),
+    [
+        (True, {"checkpointing": True}),
+        (False, {"lora": {"rank": 4, "dropout": 0.0}, "train_vision": False}),
+    ],
+    ids=["all-weights", "lora"],
+)
+def test_two_processes_do_what_one_does(data, tmp_path, tied, model):
+    base = make_model(tmp_path / "base", tied=tied)
+    run(config(base, data, tmp_path / "one", **model))
+    together = config(base, data, tmp_path / "two", **model)
+    workers = started(2, together)
+    wait_for(lambda: (tmp_path / "two/checkpoints/step-00000002").exists())
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+    done = len(losses(tmp_path / "two"))
+    assert done < 4
+    run(together)  # on one process
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    for worker in started(2, together):  # the checkpoint of one is read by two, which write the model
+        worker.join()
+        assert worker.exitcode == 0
+    one, two = (load(tmp_path / name / "model", device="cpu").network.state_dict() for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=2e-3)
