@@ -9,15 +9,25 @@ import torch
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
 
+from cosmos_reason_node.types import QueryKind
 from tests.unit.nano_files import described
+from training.data.sample import Span
 from training.data.sim.episode import Episode, save_episode
 from training.data.sim.phase import Phase, phase
+from training.data.sim.questions import questions
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.nano.architecture import create
 from training.sft import checkpoint
 from training.sft.augment import Augmentation
 from training.sft.probe import states_of
-from training.sft.trainer import TrainSettings, learning_rate, make_probes, train_answers, train_vision
+from training.sft.trainer import (
+    TrainSettings,
+    choose_questions,
+    learning_rate,
+    make_probes,
+    train_answers,
+    train_vision,
+)
 from training.sft.windows import EpisodeStore
 
 SETTINGS = TrainSettings(
@@ -190,6 +200,16 @@ def test_galleries_serve_single_pairs_only(tmp_path):
     store = EpisodeStore(tmp_path / "train")
     assert {store.draw(2, rng).episode.seed for _ in range(40)} == {1, 2}
     assert {store.draw(4, rng).episode.seed for _ in range(40)} == {1}
+
+
+def test_completion_is_asked_first_and_at_first_of_one_side(store):
+    rng = np.random.default_rng(0)
+    episode = next(e for e in store.episodes if e.scene == "drawer")
+    samples = questions(episode, Span(0, 8), rng)
+    for one_sided, wanted in ((True, {"open the drawer"}), (False, {"open the drawer", "close the drawer"})):
+        chosen = choose_questions(samples, len(wanted), one_sided, rng)
+        assert {sample.query.task for sample in chosen} == wanted
+        assert all(sample.query.kind is QueryKind.COMPLETION for sample in chosen)
 
 
 def test_states_mark_what_is_not_known(store):

@@ -29,8 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from cosmos_reason_node.types import QueryKind
 from cosmos_reason_node.vision.patchify import patchify
+from training.data.sample import Sample
 from training.data.sim.questions import questions
+from training.data.sim.scenes import SCENES
 
 from . import checkpoint
 from .augment import Augmentation
@@ -38,7 +41,8 @@ from .packing import Packed, encode_branch, pack
 from .probe import StateProbes, states_of
 from .windows import Drawn, EpisodeStore
 
-_Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
+_Loss = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]  # of step and its randomness
+_CLOSING = {skill.task for scene in SCENES for skill in scene.skills if not skill.opens}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class TrainSettings:
         weight_decay: of matrices; vectors have none.
         clip_norm: gradients are scaled to at most this norm.
         lengths, length_shares: frames of windows and how often each is drawn.
-        branches: most questions asked of a window in a step.
+        branches: most questions asked of a window in a step; whether a task is complete comes first.
+        one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
+            of a scene undoes the other: asked of both equally, state and answer do not correlate before the
+            task's wording is taken into account, and the model stays at chance for long.
         think_share: share of targets with reasoning; the others answer at once.
         no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
         probe_weight: of the probe loss in ``train_answers``.
@@ -75,6 +82,7 @@ class TrainSettings:
     lengths: tuple[int, ...] = (2, 8, 32)
     length_shares: tuple[float, ...] = (0.55, 0.2, 0.25)
     branches: int = 3
+    one_sided: int = 0
     think_share: float = 0.4
     no_video_share: float = 0.05
     probe_weight: float = 0.5
@@ -104,7 +112,7 @@ def train_vision(
     """Warm up the vision tower so that an object's state can be read off single temporal patches."""
     modules: dict[str, nn.Module] = {"visual": model.network.model.visual, "probe": probe}
 
-    def loss_of(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         return _probe_loss(model, probe, store, settings.batch, rng, settings)
 
     _run("vision", modules, settings, directory, loss_of)
@@ -116,14 +124,15 @@ def train_answers(
     """Train the whole model on questions."""
     modules: dict[str, nn.Module] = {"network": model.network, "probe": probe}
 
-    def loss_of(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        one_sided = step < settings.one_sided
         length = int(rng.choice(settings.lengths, p=settings.length_shares))
         drawn = [store.draw(length, rng) for _ in range(settings.batch)]
         if rng.random() < settings.no_video_share:
-            packed = _pack(model, drawn, rng, settings, video=False)
+            packed = _pack(model, drawn, rng, settings, one_sided, video=False)
             loss, _, _ = _answer_loss(model, packed, None, settings)
             return loss, {"no_video": loss.item()}
-        packed = _pack(model, drawn, rng, settings, video=True)
+        packed = _pack(model, drawn, rng, settings, one_sided, video=True)
         features = _window_features(model, drawn, rng, settings)
         loss, right, summary = _answer_loss(model, packed, features, settings)
         states = states_of([(d.episode, d.span.last) for d in drawn])
@@ -197,17 +206,40 @@ def _window_features(
     return torch.cat([older, newest[:, None]], dim=1).flatten(0, 2)
 
 
+def choose_questions(
+    samples: list[Sample], most: int, one_sided: bool, rng: np.random.Generator
+) -> list[Sample]:
+    """Questions of a window for one step: see ``branches`` and ``one_sided`` of TrainSettings."""
+    if one_sided:
+        kept = [
+            sample
+            for sample in samples
+            if sample.query.kind is not QueryKind.COMPLETION or sample.query.task not in _CLOSING
+        ]
+        samples = kept or samples
+    order = [samples[i] for i in rng.permutation(len(samples))]
+    order.sort(key=lambda sample: sample.query.kind is not QueryKind.COMPLETION)
+    return order[:most]
+
+
 def _pack(
-    model: LoadedModel, drawn: list[Drawn], rng: np.random.Generator, settings: TrainSettings, *, video: bool
+    model: LoadedModel,
+    drawn: list[Drawn],
+    rng: np.random.Generator,
+    settings: TrainSettings,
+    one_sided: bool,
+    *,
+    video: bool,
 ) -> Packed:
     windows = []
     for window in drawn:
-        samples = questions(window.episode, window.span, rng)
-        chosen = rng.permutation(len(samples))[: settings.branches]
+        chosen = choose_questions(
+            questions(window.episode, window.span, rng), settings.branches, one_sided, rng
+        )
         windows.append(
             [
-                encode_branch(model.tokenizer, samples[i], think=bool(rng.random() < settings.think_share))
-                for i in chosen
+                encode_branch(model.tokenizer, sample, think=bool(rng.random() < settings.think_share))
+                for sample in chosen
             ]
         )
     count, height, width = drawn[0].frames().shape[:3]
@@ -259,7 +291,7 @@ def _run(
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings) * group["rate"]
-        loss, measures = loss_of(np.random.default_rng([settings.seed, step, rank]))
+        loss, measures = loss_of(step, np.random.default_rng([settings.seed, step, rank]))
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is not finite: lower peak_rate or try bf16=False"
