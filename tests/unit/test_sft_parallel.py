@@ -53,14 +53,15 @@ def losses(output):
 
 
 @pytest.mark.parametrize(
-    ("tied", "model"),
+    ("tied", "model", "near"),
     [
-        (True, {"checkpointing": True}),
-        (False, {"lora": {"rank": 4, "dropout": 0.0}, "train_vision": False}),
+        (True, {"checkpointing": True}, 1e-5),
+        (True, {"compute": "bfloat16"}, 1e-2),  # autocast and the sharded policy round at different places
+        (False, {"lora": {"rank": 4, "dropout": 0.0}, "train_vision": False}, 1e-5),
     ],
-    ids=["all-weights", "lora"],
+    ids=["float32", "bfloat16", "lora"],
 )
-def test_two_processes_do_what_one_does(data, tmp_path, tied, model):
+def test_two_processes_do_what_one_does(data, tmp_path, tied, model, near):
     base = make_model(tmp_path / "base", tied=tied)
     run(config(base, data, tmp_path / "one", **model))
     together = config(base, data, tmp_path / "two", **model)
@@ -72,10 +73,10 @@ def test_two_processes_do_what_one_does(data, tmp_path, tied, model):
     done = len(losses(tmp_path / "two"))
     assert done < 4
     run(together)  # on one process
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=near)
     for worker in started(2, together):  # the checkpoint of one is read by two, which write the model
         worker.join()
         assert worker.exitcode == 0
     one, two = (load(tmp_path / name / "model", device="cpu").network.state_dict() for name in ("one", "two"))
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=2e-3)
+        torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=max(2e-3, near))

@@ -60,7 +60,8 @@ class RowLoader:
                     frames = Augmentation((frames.shape[1], frames.shape[2]), rng).frames(frames)
                 cut, _ = patchify(frames, self._spec.patches)
                 patches.append(cut)
-                grids.append(self._spec.video_grid(*frames.shape[:3], window.fps))
+                count, height, width, _ = frames.shape
+                grids.append(self._spec.video_grid(count, height, width, window.fps))
             videos.append(grids)
         return pack_rows([row.branches for row in rows], videos, patches, self._tokenizer, self._spec)
 

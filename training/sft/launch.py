@@ -55,7 +55,8 @@ def _ray(config: SftConfig) -> None:
 
     cuda = _wants_gpu(config)
     seconds = str(round(config.run.timeout_s))
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", seconds)  # Ray's 30 s do not import torch
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or each line is shown twice
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", seconds)  # Ray's 60 s may not do
     if not ray.is_initialized():
         _start_ray(config)
     output = Path(config.run.output).expanduser().resolve()
@@ -86,7 +87,7 @@ def _start_ray(config: SftConfig) -> None:
     """
     import ray
 
-    local = {"num_cpus": config.run.processes, "object_store_memory": _RAY_STORE_BYTES}
+    local: dict[str, Any] = {"num_cpus": config.run.processes, "object_store_memory": _RAY_STORE_BYTES}
     for attempt in range(_RAY_STARTS):
         try:
             ray.init(

@@ -76,6 +76,7 @@ def _peft_config(settings: LoraConfig) -> Any:
     from peft import LoraConfig as PeftConfig
 
     targets = f"{_LANGUAGE}|{_VISION}" if settings.vision else _LANGUAGE
+    alpha: Any = settings.alpha  # peft's annotation says int, its arithmetic takes any number
     return PeftConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=targets
     )

@@ -95,7 +95,8 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], context: Context, comput
     ``root``, whose forward has to be the only way in.
     """
     mesh = init_device_mesh(context.device.type, (context.world,))
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    # Inputs have the right types already; casting them would round the vision tower's float32 rotations.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy)
@@ -104,7 +105,7 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], context: Context, comput
 def gather_model(root: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU of process 0, nothing elsewhere; all processes have to call."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-    state = get_model_state_dict(root, options=options)
+    state: Any = get_model_state_dict(root, options=options)
     kept = (
         _not_frozen(root) if trained_only else set(state)
     )  # a tied frozen tensor slips through torch's filter
@@ -114,8 +115,9 @@ def gather_model(root: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
 def gather_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors as "parameter/moment"; as ``gather_model``."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_optimizer_state_dict(root, optimizer, options=options).get("state", {})
-    return {f"{name}/{key}": tensor for name, entry in state.items() for key, tensor in entry.items()}
+    state: Any = get_optimizer_state_dict(root, optimizer, options=options)
+    moments = state.get("state", {}).items()
+    return {f"{name}/{key}": tensor for name, entry in moments for key, tensor in entry.items()}
 
 
 def restore(
@@ -137,7 +139,8 @@ def restore(
         if strange:
             raise ValueError(f"{len(strange)} tensors differ, {', '.join(strange[:3])} among them")
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=many, strict=False)
-    set_model_state_dict(root, model_state, options=options)
+    state: Any = model_state
+    set_model_state_dict(root, state, options=options)
     entries: dict[str, dict[str, Tensor]] = {}
     for key, tensor in optimizer_state.items():
         name, moment = key.rsplit("/", 1)

@@ -14,7 +14,8 @@ Axes: B rows, L packed tokens, A answer tokens over all rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,8 +75,8 @@ class RowBatch:
         """The same on ``device``."""
         if device.type == "cpu":
             return self
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return RowBatch(**moved)
+        moved: Any = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def encode_answer(

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray Train as launcher: a worker that dies is replaced, and the run goes on from its checkpoint.
+
+Ray starts some ten processes of its own and takes its time; tests of the loop itself do without it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from cosmos_reason_node.models.qwen2_5_vl import load
+from tests.unit.sft_files import make_data, make_model, settings, wait_for, write_config
+from training.sft.report import read_log
+
+pytest.importorskip("ray", reason="only run.launcher: ray needs it: requirements/train.txt")
+
+
+def workers(driver):
+    """Training processes below the one that called Ray."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_dead_worker_is_replaced(tmp_path):
+    output = tmp_path / "run"
+    steps = 30
+    value = settings(
+        make_model(tmp_path / "base"),
+        make_data(tmp_path / "data"),
+        output,
+        optimizer={"steps": steps},
+        run={"launcher": "ray", "processes": 1, "save_every": 1},
+    )
+    config = write_config(tmp_path / "sft.yaml", value)
+    with (tmp_path / "said").open("w") as said:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "training.sft", "--config", str(config)], stdout=said, stderr=said
+        )
+    try:
+        wait_for(lambda: (output / "checkpoints/step-00000002").exists() or driver.poll() is not None, 400)
+        assert driver.poll() is None, (tmp_path / "said").read_text()
+        os.kill(workers(driver)[0].pid, signal.SIGKILL)
+        assert driver.wait(timeout=400) == 0, (tmp_path / "said").read_text()
+    finally:
+        driver.terminate()
+    told = (tmp_path / "said").read_text()
+    assert "goes on after step" in told
+    assert [entry["step"] for entry in read_log(output)] == list(range(steps))
+    load(output / "model", device="cpu")
