@@ -7,6 +7,7 @@ the 180 ms that a mujoco.Renderer of its own takes with the software rasteriser.
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import mujoco
@@ -21,7 +22,14 @@ def _process_context(side: int) -> GLContext:
     context = _contexts.get(os.getpid())
     if context is None:
         context = _contexts[os.getpid()] = GLContext(side, side)
+        atexit.register(_free_context)  # before mujoco closes the display
     return context
+
+
+def _free_context() -> None:
+    context = _contexts.pop(os.getpid(), None)
+    if context is not None:
+        context.free()
 
 
 class Canvas:
