@@ -26,10 +26,13 @@ class SegmentAttention(nn.Module):
     """
 
     def __init__(self, attention: Any) -> None:
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
         super().__init__()
         self.qkv: nn.Linear = attention.qkv
         self.proj: nn.Linear = attention.proj
         self._heads: int = attention.num_heads
+        self._rotate = apply_rotary_pos_emb_vision
 
     def forward(
         self,
@@ -48,11 +51,9 @@ class SegmentAttention(nn.Module):
         Returns:
             (N, H*C).
         """
-        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
         rows = len(hidden_states)
         query, key, value = self.qkv(hidden_states).view(rows, 3, self._heads, -1).unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key = self._rotate(query, key, *position_embeddings)
         lengths = cu_seqlens.diff()
         kinds = set(lengths.tolist())
         if len(kinds) == 1:

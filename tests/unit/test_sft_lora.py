@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: what they train, how they are merged and saved."""
 
+import functools
+
 import pytest
 import torch
 
@@ -77,7 +79,6 @@ def test_a_run_writes_a_merged_model_and_adapters_that_peft_reads(base, tmp_path
     assert changed == 2 * 7  # the matrices of two decoder layers
 
 
-def load_base(base, cache={}):  # noqa: B006
-    if base not in cache:
-        cache[base] = load(base, device="cpu", dtype="bfloat16").network.state_dict()
-    return cache[base]
+@functools.cache
+def load_base(base):
+    return load(base, device="cpu", dtype="bfloat16").network.state_dict()
