@@ -140,6 +140,8 @@ class Answer:
         reasoning: text inside <think></think>.
         prompt_tokens, output_tokens: counts, the first including visual tokens.
         think_closed_by_budget: the reasoning was cut because ``think_tokens`` was spent.
+        token_ids: what was sampled, of answers without the grammar (engine.base.Request.free); () else.
+        log_probs: of each of ``token_ids`` under the model at temperature 1, control tokens left out.
     """
 
     verdict: Verdict
@@ -150,6 +152,8 @@ class Answer:
     prompt_tokens: int
     output_tokens: int
     think_closed_by_budget: bool = False
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

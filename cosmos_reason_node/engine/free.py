@@ -30,6 +30,7 @@ class FreeBranch:
         self._vocabulary = vocabulary
         self._budget = max_tokens
         self._stream = TextStream(vocabulary.tokenizer, prompt.END_OF_TURN)
+        self._ids: list[int] = []
         self._tokens: list[tuple[int, int, float]] = []  # begin and end in the text, log probability
         self._pending: list[int] = []
         self._cut = False
@@ -58,6 +59,7 @@ class FreeBranch:
         """Answer a FreeStep; return the text that became certain."""
         begin = len(self._stream.text)
         new = "" if token == self._vocabulary.end else self._stream.push(token)
+        self._ids.append(token)
         self._tokens.append((begin, len(self._stream.text), log_prob))
         self._pending = [token]
         self._cut = len(self._tokens) >= self._budget and token != self._vocabulary.end
@@ -84,4 +86,6 @@ class FreeBranch:
             prompt_tokens=prompt_tokens,
             output_tokens=self.output_tokens,
             think_closed_by_budget=self._cut,
+            token_ids=tuple(self._ids),
+            log_probs=tuple(log_prob for _, _, log_prob in self._tokens),
         )
