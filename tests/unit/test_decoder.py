@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder over preallocated caches against transformers' own forward pass."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from cosmos_reason_node.models.decoder import Decoder, rotate
+from tests import tiny_model
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.set_num_threads(1)
+    return tiny_model.build_network(tiny_model.build_tokenizer())
+
+
+def whole(network, embedded, positions):
+    """transformers, everything at once: (L, D)."""
+    model = network.model.language_model
+    return model(
+        inputs_embeds=embedded[None], position_ids=positions[:, None], past_key_values=DynamicCache()
+    ).last_hidden_state[0]
+
+
+def prompt(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.arange(length).repeat(3, 1)
+    positions[1:, 3:9] = torch.randint(0, 4, (2, 6), generator=generator)  # as of a video
+    return torch.randn(length, 64, generator=generator), positions
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pieces", [(20,), (7, 13), (1, 18, 1)])
+def test_branches_give_what_whole_sequences_give(network, pieces):
+    decoder = Decoder(network)
+    shared, positions = prompt(20, 0)
+    prefix = decoder.new_prefix(32)
+    start = 0
+    for piece in pieces:  # read in pieces, as a growing window does
+        decoder.read(shared[start : start + piece], positions[:, start : start + piece], prefix)
+        start += piece
+    assert prefix.length == 20
+    branches = decoder.new_branches(3, 24)
+    texts = [torch.randn(12, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    chunks = [(5, 3, 4), (2, 8, 2), (4, 4, 4)]  # ragged: rows are padded to the longest
+    lengths, outputs = torch.zeros(3, dtype=torch.long), [[], [], []]
+    for step in range(3):
+        now = [chunks[row][step] for row in range(3)]
+        rows = torch.zeros(3, max(now), 64)
+        for row in range(3):
+            at = int(lengths[row])
+            rows[row, : now[row]] = texts[row][at : at + now[row]]
+        room = {"prefix_room": 32, "room": 24} if step == 1 else {}  # static shapes, masked
+        hidden = decoder.write(rows, 50 + lengths, lengths, prefix, branches, **room)
+        for row in range(3):
+            outputs[row].append(hidden[row, : now[row]])
+        lengths = lengths + torch.tensor(now)
+    for row in range(3):
+        full = torch.cat((shared, texts[row]))
+        at = torch.cat((positions, 50 + torch.arange(12).repeat(3, 1)), 1)
+        expected = whole(network, full, at)[20:]
+        torch.testing.assert_close(torch.cat(outputs[row]), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_branch_moves_and_others_are_left_alone(network):
+    decoder = Decoder(network)
+    shared, positions = prompt(10, 1)
+    prefix = decoder.new_prefix(10)
+    decoder.read(shared, positions, prefix)
+    branches = decoder.new_branches(3, 8)
+    texts = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(3))
+    none = torch.zeros(3, dtype=torch.long)
+    decoder.write(texts, none + 30, none, prefix, branches)
+    more = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(4))
+    branches.move(2, 0, 4)
+    branches.wipe(2)
+    bigger = decoder.new_branches(4, 16)
+    bigger.copy_from(branches)
+    four = torch.full((2,), 4)
+    # Rows 0 and 1 are now the third and the second branch.
+    hidden = decoder.write(more, four + 30, four, prefix, bigger)
+    for row, text in ((0, texts[2]), (1, texts[1])):
+        full = torch.cat((shared, text, more[row]))
+        at = torch.cat((positions, 30 + torch.arange(5).repeat(3, 1)), 1)
+        torch.testing.assert_close(hidden[row, 0], whole(network, full, at)[-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_rotations_add_up(network):
+    decoder = Decoder(network)
+    vector = torch.randn(1, 1, 2, 16, generator=torch.Generator().manual_seed(0))
+    here, there = torch.tensor([3, 1, 2]).view(3, 1, 1), torch.tensor([-2, 0, 5]).view(3, 1, 1)
+    once = rotate(vector, *decoder.rotation(here + there, torch.float32))
+    twice = rotate(
+        rotate(vector, *decoder.rotation(here, torch.float32)), *decoder.rotation(there, torch.float32)
+    )
+    torch.testing.assert_close(once, twice)
+
+
+def test_changed_weights_are_seen(network):
+    decoder = Decoder(network)
+    shared, positions = prompt(10, 2)
+    with torch.no_grad():
+        before = decoder.new_prefix(10)
+        decoder.read(shared, positions, before)
+        weight = network.model.language_model.layers[0].self_attn.k_proj.weight
+        weight.mul_(2)
+        after = decoder.new_prefix(10)
+        decoder.read(shared, positions, after)
+        weight.div_(2)
+    assert not torch.allclose(before.keys[0], after.keys[0])
