@@ -43,15 +43,21 @@ def read_settings(kind: type[T], path: Path) -> T:
     Raises:
         ConfigError: with file, key and what to change.
     """
+    value = read_yaml(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
         return make_settings(kind, value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; ConfigError where it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): check --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def make_settings(kind: type[T], value: Any, where: str = "") -> T:

@@ -58,7 +58,7 @@ def _ray(config: SftConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or each line is shown twice
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", seconds)  # Ray's 60 s may not do
     if not ray.is_initialized():
-        _start_ray(config)
+        start_ray(config.run.processes)
     output = Path(config.run.output).expanduser().resolve()
     trainer = TorchTrainer(
         _ray_worker,
@@ -79,15 +79,15 @@ def _ray(config: SftConfig) -> None:
         raise TrainingError(f"Ray's workers failed: {error}") from error
 
 
-def _start_ray(config: SftConfig) -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine.
+def start_ray(cpus: int) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine for workers that ask for ``cpus``.
 
     Raises:
         TrainingError: neither works.
     """
     import ray
 
-    local: dict[str, Any] = {"num_cpus": config.run.processes, "object_store_memory": _RAY_STORE_BYTES}
+    local: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _RAY_STORE_BYTES}
     for attempt in range(_RAY_STARTS):
         try:
             ray.init(

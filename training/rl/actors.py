@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roles of a run as Ray processes, and who looks after them.
+
+    driver (this process)   starts all; replaces rollout and reward workers that die; tells the books
+    books                   one actor; Ray restarts it, and its journal tells it what it knew
+    rollout-N, reward-N     actors anywhere in the cluster, each in its loop (loop.py)
+    trainer                 Ray Train: all of its processes are restarted together from the last checkpoint
+
+Any of them may be killed at any time. Workers join late: the driver starts as many as the configuration says
+whenever the cluster has room for them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from training.sft.loop import TrainingError
+
+from .books import Books, BooksError
+from .config import RlConfig
+from .loop import books_arguments, reward_loop, rollout_loop
+from .run import train_role
+
+_CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
+_WATCH_S = 0.5
+_PAUSE_S = (1.0, 30.0)  # before a worker that dies at once is started again: first, longest
+_STORE_BYTES = 256 << 20  # videos and weights go through files, not through Ray
+_FATAL = ("BooksError", "TrainingError", "StoreError", "ConfigError", "DataError")
+
+
+class RemoteBooks:
+    """The books as the other processes see them: every call is answered within a bound, or raises.
+
+    Args:
+        actor: handle of the books.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._actor, name)
+
+        def call(*arguments: Any) -> Any:
+            import ray
+
+            try:
+                return ray.get(method.remote(*arguments), timeout=_CALL_S)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, BooksError):
+                    raise BooksError(str(error.cause)) from None
+                raise
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                raise BooksError(
+                    f"the books do not answer ({error}): see Ray's logs, then start again"
+                ) from error
+
+        return call
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        return RemoteBooks, (self._actor,)
+
+
+def run_ray(config: RlConfig) -> None:
+    """Run all roles in the cluster of RAY_ADDRESS, or in one started on this machine.
+
+    Raises:
+        TrainingError: the trainer failed for good; the message says why.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _start_ray(config)
+    Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
+    actor = (
+        ray.remote(_BooksActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config)  # type: ignore[attr-defined]
+    )
+    books = RemoteBooks(actor)
+    keeper = _Keeper(config, books)
+    try:
+        books.report()  # a journal that cannot be read is said before anything is started
+        keeper.start()
+        _train(config, books)
+    finally:
+        keeper.stop()
+        ray.kill(actor)
+        if started:
+            ray.shutdown()
+
+
+class _BooksActor(Books):
+    """The books in a process of their own."""
+
+    def __init__(self, config: RlConfig) -> None:
+        super().__init__(**books_arguments(config))
+
+
+def _train(config: RlConfig, books: RemoteBooks) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cuda = _wants_gpu(config)
+    seconds = max(10, round(config.run.timeout_s))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60, seconds)))
+    trainer = TorchTrainer(
+        _trainer_process,
+        train_loop_config={"config": config, "books": books},
+        scaling_config=ScalingConfig(num_workers=config.run.processes, use_gpu=cuda),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=seconds),
+        run_config=RunConfig(
+            name="rl",
+            storage_path=str(Path(config.run.output).expanduser().resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=config.run.restarts),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps the workers' errors in its own
+        raise TrainingError(f"the trainer failed: {error}") from error
+    said = books.failure()
+    if said:
+        raise TrainingError(said)
+
+
+def _trainer_process(arguments: dict[str, Any]) -> None:
+    """A trainer process. An error that a restart does not mend is told to the books, not to Ray."""
+    books = arguments["books"]
+    try:
+        train_role(arguments["config"], books)
+    except Exception as error:
+        if type(error).__name__ not in _FATAL:
+            raise
+        print(f"{type(error).__name__}: {error}", flush=True)
+        books.fail(f"{type(error).__name__}: {error}")
+
+
+class _Keeper:
+    """Keeps rollout and reward workers alive, in a thread of the driver."""
+
+    def __init__(self, config: RlConfig, books: RemoteBooks) -> None:
+        self._config, self._books = config, books
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="keeper", daemon=True)
+        rollout = config.rollout
+        self._wanted = [("rollout", i) for i in range(rollout.workers)]
+        self._wanted += [("reward", i) for i in range(rollout.reward_workers)]
+        self._running: dict[tuple[str, int], tuple[Any, Any, str, float]] = {}
+        self._lives: dict[tuple[str, int], int] = {}
+        self._not_before: dict[tuple[str, int], float] = {}
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all workers: politely, then by force."""
+        import ray
+
+        self._ended.set()
+        try:
+            self._books.stop()
+            self._thread.join(timeout=_CALL_S)
+            ray.wait(
+                [run for _, run, _, _ in self._running.values()], num_returns=len(self._running), timeout=3
+            )
+        except (BooksError, ValueError):
+            pass
+        for actor, _, _, _ in self._running.values():
+            ray.kill(actor)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_WATCH_S):
+            for key in self._wanted:
+                if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
+                    self._begin(key)
+            self._bury()
+
+    def _begin(self, key: tuple[str, int]) -> None:
+        import ray
+
+        role, number = key
+        life = self._lives[key] = self._lives.get(key, 0) + 1
+        name = f"{role}-{number}.{life}"
+        options: dict[str, Any] = {"num_cpus": 1 if role == "rollout" else 0.5}
+        if role == "rollout" and self._config.rollout.gpus:
+            options["num_gpus"] = self._config.rollout.gpus
+        actor: Any = ray.remote(_Worker).options(**options).remote(role, self._config, self._books, name)
+        self._running[key] = (actor, actor.run.remote(), name, time.monotonic())
+
+    def _bury(self) -> None:
+        """Notice the dead; what they had is free again."""
+        import ray
+
+        runs = {run: key for key, (_, run, _, _) in self._running.items()}
+        ended, _ = ray.wait(list(runs), num_returns=len(runs), timeout=0) if runs else ([], [])
+        for run in ended:
+            actor, _, name, since = self._running.pop(runs[run])
+            reason = _reason(run)
+            if self._ended.is_set():
+                continue
+            key = runs[run]
+            freed = self._books.lost(name)
+            short = time.monotonic() - since < _PAUSE_S[1]
+            pause = min(_PAUSE_S[1], _PAUSE_S[0] * 2 ** min(5, self._lives[key] - 1)) if short else 0.0
+            self._not_before[key] = time.monotonic() + pause
+            print(f"{name} is lost ({reason}): {freed} of its tickets are free again", flush=True)
+            ray.kill(actor)
+
+
+class _Worker:
+    """A rollout or reward worker."""
+
+    def __init__(self, role: str, config: RlConfig, books: RemoteBooks, name: str) -> None:
+        self._role, self._config, self._books, self._name = role, config, books, name
+
+    def run(self) -> None:
+        """Its loop."""
+        import torch
+
+        if self._config.run.threads and not _wants_gpu(self._config):
+            torch.set_num_threads(self._config.run.threads)
+        loop = rollout_loop if self._role == "rollout" else reward_loop
+        loop(self._books, self._config, self._name)
+
+
+def _reason(run: Any) -> str:
+    import ray
+
+    try:
+        ray.get(run)
+    except ray.exceptions.RayTaskError as error:
+        return f"{type(error.cause).__name__}: {error.cause}"
+    except ray.exceptions.RayError as error:
+        return type(error).__name__
+    return "it ended"
+
+
+def _start_ray(config: RlConfig) -> None:
+    from training.sft.launch import start_ray
+
+    rollout = config.rollout
+    start_ray(config.run.processes + rollout.workers + rollout.reward_workers)
+
+
+def _wants_gpu(config: RlConfig) -> bool:
+    import torch
+
+    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())

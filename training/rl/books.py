@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The books: which question is with whom, what has come back, what may be trained on. No torch, no Ray.
+
+Iteration *n* trains on exactly the tickets (n, place, attempt), one place for each question of its batch:
+
+    open ──lease──> rolling ──answered──> to judge ──lease──> judging ──judged──> done ──batch(n)──> trained
+      ^               │ worker died, late            │ worker died    │
+      └───────────────┴──────────────────────────────┘                └─> attempt + 1, open
+                                                       (failed; or dynamic sampling: all rewards alike)
+
+Tickets of iteration n are leased only while the trainer's version is at least n - max_staleness, and rolled
+with the newest weights. So no answer can be trained on that is older, nothing is ever dropped for being
+stale, long answers are as likely as short ones to be in a batch, and at most (max_staleness + 1) batches are
+on their way: that is the bound of all queues. A batch is what its tickets say, whoever was faster or died.
+
+Judged groups are appended to rollouts/iteration-*.jsonl until a checkpoint covers them. Books that start
+anew, with or without the rest of the run, read them back; what was only leased is leased again.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .advantages import zero_variance
+
+_DEADLY = 3  # workers that may die over a question
+
+
+class BooksError(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Ticket:
+    """One question to be answered by a group.
+
+    Attributes:
+        iteration: that trains on it.
+        place: in the iteration's batch.
+        attempt: 0, or how many questions in this place were replaced before.
+    """
+
+    iteration: int
+    place: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer.
+
+    Attributes:
+        text: as written, format errors included.
+        tokens: ids; the last is <|im_end|> unless the answer was ``cut`` by its budget.
+        log_probs: of each token when it was sampled.
+        versions: of the weights that each token was sampled with.
+        cut: it did not end within its budget.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    versions: tuple[int, ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Rewards of one answer: ``format`` and ``accuracy`` in [0, 1], ``reward`` their weighted sum."""
+
+    format: float
+    accuracy: float
+    reward: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """All answers to one ticket's question.
+
+    Attributes:
+        ticket: which.
+        source: data set of the question.
+        answers: one a member of the group.
+        judgements: of each answer; () before the reward worker has seen them.
+        none: rejecting all options was right.
+    """
+
+    ticket: Ticket
+    source: str
+    answers: tuple[Sampled, ...]
+    judgements: tuple[Judgement, ...] = ()
+    none: bool = False
+
+    @property
+    def rewards(self) -> list[float]:
+        """One an answer."""
+        return [judgement.reward for judgement in self.judgements]
+
+
+@dataclass
+class _Lease:
+    worker: str
+    until: float
+
+
+@dataclass
+class _Entry:
+    """A ticket on its way."""
+
+    ticket: Ticket
+    roll: _Lease | None = None
+    group: Group | None = None
+    judge: _Lease | None = None
+    deaths: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.group is not None and bool(self.group.judgements)
+
+
+@dataclass
+class Counts:
+    """What has happened since these books were opened.
+
+    Attributes:
+        leased: tickets given to rollout workers.
+        taken_back: leases that ended without an answer: a worker died or was too slow.
+        answered: groups that came back; judged: that were judged.
+        refused: results of tickets that somebody else had answered already, or that nobody waits for.
+        failed: groups without answers or rewards; replaced: zero-variance groups. Each was asked anew.
+    """
+
+    leased: int = 0
+    taken_back: int = 0
+    answered: int = 0
+    judged: int = 0
+    refused: int = 0
+    failed: int = 0
+    replaced: int = 0
+
+
+class Books:
+    """See the module's first lines. Every call is short; none waits.
+
+    Args:
+        directory: of the journal: rollouts/ of the run.
+        questions: places of a batch.
+        max_staleness: see above.
+        iterations: of the whole run.
+        max_attempts: questions for one place.
+        dynamic_sampling: replace groups whose rewards are all alike.
+        lease_s: a lease ends after so long, if nothing has come back.
+        clock: steady seconds; for tests.
+
+    Raises:
+        BooksError: the journal cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        questions: int,
+        max_staleness: int,
+        iterations: int,
+        max_attempts: int,
+        dynamic_sampling: bool,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory, self._questions, self._staleness = directory, questions, max_staleness
+        self._iterations, self._max_attempts, self._dynamic = iterations, max_attempts, dynamic_sampling
+        self._lease_s, self._clock = lease_s, clock
+        self._entries: dict[int, list[_Entry]] = {}  # by iteration, one a place
+        self._broken = ""
+        self._stopped = False
+        self._roles: dict[str, dict[str, float]] = {}
+        self.version = -1  # newest weights; -1: the trainer has not begun
+        self.counts = Counts()
+        self._read_journal()
+
+    # --- rollout workers ---------------------------------------------------------------------------------
+
+    def next_ticket(self, worker: str, version: int) -> Ticket | int | None:
+        """What a rollout worker is to do.
+
+        Args:
+            worker: its name.
+            version: of the weights that it has; -1: none.
+
+        Returns:
+            A ticket to roll; or the version to load first; or None: nothing now, ask again.
+        """
+        if self._stopped or self.version < 0:
+            return None
+        entry = self._first(lambda entry: entry.group is None and self._is_free(entry.roll))
+        if entry is None:
+            return None
+        if version != self.version:
+            return self.version
+        entry.roll = self._lease(entry.roll, worker)
+        self.counts.leased += 1
+        return entry.ticket
+
+    def answered(self, group: Group) -> bool:
+        """A group has its answers; False where it is not wanted any more."""
+        entry = self._find(group.ticket)
+        if entry is None or entry.group is not None:
+            self.counts.refused += 1
+            return False
+        entry.group, entry.roll = group, None
+        self.counts.answered += 1
+        return True
+
+    def failed(self, ticket: Ticket, reason: str) -> None:
+        """A ticket could not be answered or judged: its place gets another question.
+
+        A place whose questions all fail ends the run.
+        """
+        entry = self._find(ticket)
+        if entry is None or entry.done:
+            self.counts.refused += 1
+            return
+        self.counts.failed += 1
+        entry.reasons.append(reason)
+        print(f"{ticket}: {reason}", flush=True)
+        if ticket.attempt + 1 >= self._max_attempts:
+            self._broken = (
+                f"place {ticket.place} of iteration {ticket.iteration}: {len(entry.reasons)} questions in a "
+                f"row failed, the last because: {reason}"
+            )
+            return
+        self._replace(entry)
+
+    # --- reward workers ----------------------------------------------------------------------------------
+
+    def next_to_judge(self, worker: str) -> Group | None:
+        """A group without rewards; None: nothing now."""
+        if self._stopped:
+            return None
+        entry = self._first(
+            lambda entry: entry.group is not None and not entry.done and self._is_free(entry.judge)
+        )
+        if entry is None:
+            return None
+        entry.judge = self._lease(entry.judge, worker)
+        return entry.group
+
+    def judged(self, group: Group) -> bool:
+        """A group has its rewards; False where it is not wanted any more."""
+        entry = self._find(group.ticket)
+        if entry is None or entry.done or entry.group is None:
+            self.counts.refused += 1
+            return False
+        self.counts.judged += 1
+        entry.judge = None
+        alike = self._dynamic and zero_variance(group.rewards)
+        if alike and group.ticket.attempt + 1 < self._max_attempts:
+            self.counts.replaced += 1
+            self._write(group)
+            self._replace(entry)
+            return True
+        entry.group = group
+        self._write(group)
+        return True
+
+    # --- trainer -----------------------------------------------------------------------------------------
+
+    def published(self, version: int) -> None:
+        """The weights after ``version`` iterations are there to be loaded.
+
+        Less than before: the trainer died and goes on from a checkpoint; groups since then are still here.
+        """
+        self.version = version
+
+    def batch(self, iteration: int) -> list[Group] | None:
+        """The groups of an iteration in the order of their places; None: not all are here yet.
+
+        Who asks has the weights after ``iteration`` iterations and has published them.
+
+        Raises:
+            BooksError: they will never be.
+        """
+        self.version = iteration
+        if self._broken:
+            raise BooksError(self._broken)
+        entries = self._entries.get(iteration, [])
+        groups = [entry.group for entry in entries if entry.group is not None and entry.done]
+        return groups if len(groups) == self._questions else None
+
+    def checkpointed(self, iteration: int) -> None:
+        """A checkpoint of the state after ``iteration`` iterations is on the disk: forget what led to it."""
+        for done in [n for n in self._entries if n < iteration]:
+            del self._entries[done]
+        for path in self._directory.glob("iteration-*.jsonl"):
+            if int(path.stem.split("-")[1]) < iteration:
+                path.unlink(missing_ok=True)
+
+    # --- whoever watches ---------------------------------------------------------------------------------
+
+    def lost(self, worker: str) -> int:
+        """A worker is dead: what it had is free again. Returns how much that was.
+
+        A question over which one worker after the other dies has failed.
+        """
+        freed = 0
+        for entry in self._all():
+            for name in ("roll", "judge"):
+                lease = getattr(entry, name)
+                if lease is not None and lease.worker == worker:
+                    setattr(entry, name, None)
+                    freed += 1
+                    entry.deaths += 1
+                    if entry.deaths >= _DEADLY:
+                        self.failed(entry.ticket, f"{entry.deaths} workers died over it")
+        self.counts.taken_back += freed
+        return freed
+
+    def stop(self) -> None:
+        """No more work is given out."""
+        self._stopped = True
+
+    def fail(self, reason: str) -> None:
+        """The run cannot go on."""
+        self._broken, self._stopped = reason, True
+
+    def failure(self) -> str:
+        """Why the run cannot go on; "" = it can."""
+        return self._broken
+
+    def stopped(self) -> bool:
+        """Whether workers may end."""
+        return self._stopped
+
+    def note(self, worker: str, role: str, busy_s: float, idle_s: float) -> None:
+        """A worker's time since its last note."""
+        kept = self._roles.setdefault(worker, {"role": role, "busy_s": 0.0, "idle_s": 0.0})  # type: ignore[dict-item]
+        kept["busy_s"] += busy_s
+        kept["idle_s"] += idle_s
+
+    def report(self) -> dict[str, Any]:
+        """Counts, queues, and the share of time that each role waited."""
+        waiting: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+        for kept in self._roles.values():
+            sums = waiting[str(kept["role"])]
+            sums[0] += kept["idle_s"]
+            sums[1] += kept["idle_s"] + kept["busy_s"]
+        entries = list(self._all())
+        return {
+            "counts": asdict(self.counts),
+            "version": self.version,
+            "trained": max(0, self.version) * self._questions,
+            "rolling": sum(e.roll is not None for e in entries),
+            "to_judge": sum(e.group is not None and not e.done for e in entries),
+            "done": sum(e.done for e in entries),
+            "idle": {role: idle / total if total else 0.0 for role, (idle, total) in waiting.items()},
+        }
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _open_iterations(self) -> range:
+        return range(max(0, self.version), min(self._iterations, self.version + self._staleness + 1))
+
+    def _first(self, wanted: Callable[[_Entry], bool]) -> _Entry | None:
+        """The first entry of the open iterations that is ``wanted``: those needed soonest come first."""
+        for iteration in self._open_iterations():
+            if iteration not in self._entries:
+                self._entries[iteration] = [
+                    _Entry(Ticket(iteration, place, 0)) for place in range(self._questions)
+                ]
+            for entry in self._entries[iteration]:
+                if wanted(entry):
+                    return entry
+        return None
+
+    def _find(self, ticket: Ticket) -> _Entry | None:
+        entries = self._entries.get(ticket.iteration, [])
+        entry = entries[ticket.place] if ticket.place < len(entries) else None
+        return entry if entry is not None and entry.ticket == ticket else None
+
+    def _all(self) -> Sequence[_Entry]:
+        return [entry for entries in self._entries.values() for entry in entries]
+
+    def _lease(self, before: _Lease | None, worker: str) -> _Lease:
+        if before is not None:
+            self.counts.taken_back += 1
+        return _Lease(worker, self._clock() + self._lease_s)
+
+    def _is_free(self, lease: _Lease | None) -> bool:
+        return lease is None or self._clock() > lease.until
+
+    def _replace(self, entry: _Entry) -> None:
+        ticket = entry.ticket
+        entry.ticket = Ticket(ticket.iteration, ticket.place, ticket.attempt + 1)
+        entry.roll = entry.judge = entry.group = None
+        entry.deaths = 0
+
+    def _write(self, group: Group) -> None:
+        path = self._directory / f"iteration-{group.ticket.iteration:08d}.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(group), separators=(",", ":")) + "\n")
+        except OSError as error:
+            self._broken = (
+                f"judged answers cannot be written to {path} ({error}): make room there, then start again; it "
+                "goes on from the last checkpoint"
+            )
+
+    def _read_journal(self) -> None:
+        """Take back the groups of an earlier life; a line cut off by a crash is as if it had not come."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            paths = sorted(self._directory.glob("iteration-*.jsonl"))
+            texts = [(path, path.read_text(encoding="utf-8", errors="replace")) for path in paths]
+        except OSError as error:
+            raise BooksError(
+                f"{self._directory} cannot be used ({error}): choose another run.output"
+            ) from error
+        for path, text in texts:
+            iteration = int(path.stem.split("-")[1])
+            entries = [_Entry(Ticket(iteration, place, 0)) for place in range(self._questions)]
+            whole = []
+            for line in text.splitlines():
+                group = _group(line)
+                if group is None or group.ticket.place >= self._questions:
+                    continue
+                whole.append(line)
+                entry = entries[group.ticket.place]
+                entry.ticket, entry.group = group.ticket, group
+                alike = self._dynamic and zero_variance(group.rewards)
+                if alike and group.ticket.attempt + 1 < self._max_attempts:
+                    self._replace(entry)
+            self._entries[iteration] = entries
+            if len(whole) != len(text.splitlines()) or (text and not text.endswith("\n")):
+                partial = path.with_suffix(".partial")
+                partial.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+                os.replace(partial, path)
+
+
+def _group(line: str) -> Group | None:
+    """A line of the journal; None where it is not whole."""
+    try:
+        value = json.loads(line)
+        answers = tuple(
+            Sampled(**{k: tuple(v) if isinstance(v, list) else v for k, v in answer.items()})
+            for answer in value.pop("answers")
+        )
+        judgements = tuple(Judgement(**judgement) for judgement in value.pop("judgements"))
+        return Group(Ticket(**value.pop("ticket")), answers=answers, judgements=judgements, **value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loops of a run. They know the books and each other's files, not who started them.
+
+      ┌────────────────────────── books: tickets, answers, rewards ──────────────────────────┐
+      │  open tickets ──> rollout loop (n) ──> to judge ──> reward loop (m) ──> done          │
+      │       ▲  throttled: iteration <= version + max_staleness                │            │
+      └───────┼──────────────────────────────────────────────────────────────────┼────────────┘
+              │ version                                                          │ batch, in the order
+      weights/ (files, newest two) <──publish── trainer: loss, step, checkpoint <─┘ of its places
+              └──load──> rollout loop, between two groups; each token carries the version it came from
+
+Queues are bounded by the tickets on their way: (max_staleness + 1) batches. Nothing is dropped for being
+stale, since too early a ticket is not given out. With max_staleness 0 every answer comes from the weights
+that are trained next: the synchronous algorithm, bit for bit, however many workers there are or die.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
+from cosmos_reason_node.models.spec import read_model_spec
+
+from .books import Books, Group, Ticket
+from .config import RlConfig
+from .publish import WeightStore
+from .rollout import Roller, RolloutError, judge
+from .run import rollout_dtype, train_role, weight_store
+from .tasks import TaskSampler
+
+PAUSE_S = 0.02
+
+
+class WorkerBooks(Protocol):
+    """The books' side that faces workers."""
+
+    def next_ticket(self, worker: str, version: int) -> Ticket | int | None:
+        """See Books."""
+        ...
+
+    def answered(self, group: Group) -> bool:
+        """See Books."""
+        ...
+
+    def failed(self, ticket: Ticket, reason: str) -> None:
+        """See Books."""
+        ...
+
+    def next_to_judge(self, worker: str) -> Group | None:
+        """See Books."""
+        ...
+
+    def judged(self, group: Group) -> bool:
+        """See Books."""
+        ...
+
+    def stopped(self) -> bool:
+        """See Books."""
+        ...
+
+    def note(self, worker: str, role: str, busy_s: float, idle_s: float) -> None:
+        """See Books."""
+        ...
+
+
+def roll_one(books: WorkerBooks, store: WeightStore, roller: Roller, name: str) -> bool:
+    """One piece of a rollout worker's work; False where there is none."""
+    order = books.next_ticket(name, roller.version)
+    if order is None:
+        return False
+    if isinstance(order, int):
+        roller.load(store)
+        return True
+    try:
+        group = roller.roll(order)
+    except RolloutError as error:
+        books.failed(order, str(error))
+    else:
+        books.answered(group)
+    return True
+
+
+def judge_one(books: WorkerBooks, sampler: TaskSampler, config: RlConfig, name: str) -> bool:
+    """One piece of a reward worker's work; False where there is none."""
+    group = books.next_to_judge(name)
+    if group is None:
+        return False
+    try:
+        judged = judge(group, sampler.draw(group.ticket), config)
+    except Exception as error:  # rewards are anybody's code: one that raises must not end the run
+        books.failed(group.ticket, f"its reward raised {type(error).__name__}: {error}")
+    else:
+        books.judged(judged)
+    return True
+
+
+def rollout_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
+    """A rollout worker, until the books say stop."""
+    roller, store = make_roller(config), weight_store(config)
+    _loop(books, name, "rollout", lambda: roll_one(books, store, roller, name))
+
+
+def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
+    """A reward worker, until the books say stop."""
+    sampler = TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
+    _loop(books, name, "reward", lambda: judge_one(books, sampler, config, name))
+
+
+def run_inline(config: RlConfig) -> None:
+    """Everything in turn in this process: the synchronous algorithm."""
+    books, store, roller = make_books(config), weight_store(config), make_roller(config)
+
+    def work() -> bool:
+        return judge_one(books, roller.sampler, config, "inline") or roll_one(books, store, roller, "inline")
+
+    train_role(config, books, work)
+
+
+def make_books(config: RlConfig) -> Books:
+    """The run's books; groups that its journal holds are taken back."""
+    return Books(**books_arguments(config))
+
+
+def books_arguments(config: RlConfig) -> dict[str, Any]:
+    """What Books is made with; the journal's folder is named after what its groups depend on."""
+    depends = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
+    name = hashlib.sha256(repr((depends, config.run.seed)).encode()).hexdigest()[:8]
+    return {
+        "directory": Path(config.run.output).expanduser() / "rollouts" / name,
+        "questions": config.questions,
+        "max_staleness": config.rollout.max_staleness,
+        "iterations": config.iterations,
+        "max_attempts": config.grpo.max_attempts,
+        "dynamic_sampling": config.grpo.dynamic_sampling,
+        "lease_s": 2 * config.rollout.deadline_s,
+    }
+
+
+def make_roller(config: RlConfig) -> Roller:
+    """A rollout worker's model and questions."""
+    dtype = next(name for name, kind in DTYPES.items() if kind is rollout_dtype(config))
+    model = load(config.model.path, device=config.run.device, dtype=dtype)
+    return Roller(config, TaskSampler(config.data, model.spec, config.run.seed), model)
+
+
+def _loop(books: WorkerBooks, name: str, role: str, work: Callable[[], bool]) -> None:
+    busy_s = idle_s = 0.0
+    noted = time.monotonic()
+    while not books.stopped():
+        started = time.monotonic()
+        if work():
+            busy_s += time.monotonic() - started
+        else:
+            time.sleep(PAUSE_S)
+            idle_s += time.monotonic() - started
+        if time.monotonic() - noted > 1.0:
+            books.note(name, role, busy_s, idle_s)
+            busy_s = idle_s = 0.0
+            noted = time.monotonic()
+    books.note(name, role, busy_s, idle_s)

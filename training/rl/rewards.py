@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifiable rewards: pure functions of an output and of what is true.
+
+Nothing is searched for: an output is read by the node's own parser (cosmos_reason_node.decision), and what it
+does not read earns nothing. All rewards are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from cosmos_reason_node import decision
+from cosmos_reason_node.types import Query, QueryKind, Verdict
+
+NONE_OPTION = "none of the options"
+
+_ANY = Query(QueryKind.QUESTION, question="any")  # read for its format alone
+_TAG = re.compile(r"</?(?:think|answer)>")
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_SPAN = re.compile(rf"\A(?:from )?({_NUMBER}) ?s? ?(?:to|-|–|,) ?({_NUMBER}) ?s?\.?\Z")
+_POINT = re.compile(rf"\A[(\[] ?({_NUMBER}), ?({_NUMBER}) ?[)\]]\Z")
+_BOX = re.compile(rf"\A[(\[] ?({_NUMBER}), ?({_NUMBER}), ?({_NUMBER}), ?({_NUMBER}) ?[)\]]\Z")
+
+
+def read(output: str) -> tuple[str, str] | None:
+    """(reasoning, answer) of an output in exactly the format that the prompt asks for, else None."""
+    try:
+        parsed = decision.parse_output(output, _ANY)
+    except decision.ParseError:
+        return None
+    if _TAG.search(parsed.reasoning) or _TAG.search(parsed.answer):
+        return None
+    return parsed.reasoning, parsed.answer
+
+
+def format_reward(output: str) -> float:
+    """1 for one <think></think> and one <answer></answer> with an answer inside, and nothing else."""
+    return float(read(output) is not None)
+
+
+def accuracy(output: str, query: Query, answer: str) -> float:
+    """1 for the right answer: an option's letter or exactly its text, yes or no, or the words.
+
+    Args:
+        output: what the model wrote.
+        query: what it was asked.
+        answer: an option's letter, "yes" or "no", or words (case, blanks and a full stop do not count).
+    """
+    if read(output) is None:
+        return 0.0
+    try:
+        parsed = decision.parse_output(output, query)
+    except decision.ParseError:
+        return 0.0
+    if query.options:
+        return float(parsed.option_index == ord(answer) - ord("A"))
+    if parsed.verdict in (Verdict.YES, Verdict.NO, Verdict.UNKNOWN):
+        return float(parsed.verdict.name.lower() == answer)
+    return float(_normal(parsed.answer) == _normal(answer))
+
+
+def completion(output: str, task: str, succeeded: bool) -> float:
+    """Whether the task is complete, against the simulator's outcome."""
+    return accuracy(output, Query(QueryKind.COMPLETION, task=task), "yes" if succeeded else "no")
+
+
+def next_action(output: str, task: str, actions: Sequence[str], phase: int) -> float:
+    """The next action in words, against the one that the phase of the simulated skill calls for.
+
+    Args:
+        output: what the model wrote.
+        task: of the robot.
+        actions: of the skill, one a phase.
+        phase: index of the present one.
+    """
+    return accuracy(output, Query(QueryKind.NEXT_ACTION, task=task), actions[phase])
+
+
+def temporal_iou(output: str, begin_s: float, end_s: float) -> float:
+    """Overlap of "2.5 to 4.0" (seconds) with the true part of the video, intersection over union."""
+    numbers = _numbers(output, _SPAN)
+    if numbers is None or numbers[0] >= numbers[1]:
+        return 0.0
+    first, last = numbers
+    both = max(0.0, min(last, end_s) - max(first, begin_s))
+    return both / (last - first + end_s - begin_s - both)
+
+
+def point_in_box(output: str, box: Sequence[float]) -> float:
+    """1 where the point "(x, y)" lies in the box (left, top, right, bottom)."""
+    numbers = _numbers(output, _POINT)
+    if numbers is None:
+        return 0.0
+    (x, y), (left, top, right, bottom) = numbers, box
+    return float(left <= x <= right and top <= y <= bottom)
+
+
+def box_iou(output: str, box: Sequence[float]) -> float:
+    """Overlap of the box "[left, top, right, bottom]" with the true one, intersection over union."""
+    numbers = _numbers(output, _BOX)
+    if numbers is None or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        return 0.0
+    width = max(0.0, min(numbers[2], box[2]) - max(numbers[0], box[0]))
+    height = max(0.0, min(numbers[3], box[3]) - max(numbers[1], box[1]))
+    both = width * height
+    return both / (_area(numbers) + _area(box) - both)
+
+
+def judge_for(name: str) -> Callable[[str, Query, str], float]:
+    """The reward that a sample names in ``extra["reward"]``; "" is the accuracy.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in JUDGES:
+        raise ValueError(
+            f"reward {name!r} is none of {', '.join(filter(None, JUDGES))}: correct extra.reward"
+        )
+    return JUDGES[name]
+
+
+def _temporal_iou(output: str, query: Query, answer: str) -> float:
+    begin, end = _true_numbers(answer, _SPAN)
+    return temporal_iou(output, begin, end)
+
+
+def _point_in_box(output: str, query: Query, answer: str) -> float:
+    return point_in_box(output, _true_numbers(answer, _BOX))
+
+
+def _box_iou(output: str, query: Query, answer: str) -> float:
+    return box_iou(output, _true_numbers(answer, _BOX))
+
+
+JUDGES: dict[str, Callable[[str, Query, str], float]] = {
+    "": accuracy,
+    "temporal_iou": _temporal_iou,
+    "point_in_box": _point_in_box,
+    "box_iou": _box_iou,
+}
+
+
+def _numbers(output: str, pattern: re.Pattern[str]) -> list[float] | None:
+    found = read(output)
+    match = pattern.match(found[1]) if found else None
+    numbers = [float(text) for text in match.groups()] if match else None
+    return numbers if numbers and all(map(math.isfinite, numbers)) else None
+
+
+def _true_numbers(answer: str, pattern: re.Pattern[str]) -> list[float]:
+    match = pattern.match(answer)
+    if match is None:
+        raise ValueError(f"the sample's answer {answer!r} is not of the form that its reward reads")
+    return [float(text) for text in match.groups()]
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")

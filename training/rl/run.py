@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: what each of its processes does, whoever started it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel, load
+from cosmos_reason_node.models.spec import read_model_spec
+from training.sft.export import export
+from training.sft.loop import Job, TrainingError, train
+from training.sft.parallel import Context, gather_model, join, shard
+
+from .books import Group
+from .config import RlConfig
+from .monitors import Monitor
+from .policy import GrpoLoss, Policy, RowPacker
+from .publish import WeightStore
+from .source import GroupSource
+from .tasks import TaskSampler
+
+_PREFIX = "policy.network."
+_PAUSE_S = 0.02
+
+
+class TrainerBooks(Protocol):
+    """The books' side that faces the trainer."""
+
+    def published(self, version: int) -> None:
+        """See Books."""
+        ...
+
+    def batch(self, iteration: int) -> list[Group] | None:
+        """See Books."""
+        ...
+
+    def checkpointed(self, iteration: int) -> None:
+        """See Books."""
+        ...
+
+    def note(self, worker: str, role: str, busy_s: float, idle_s: float) -> None:
+        """See Books."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """See Books."""
+        ...
+
+
+def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] = lambda: False) -> None:
+    """Train and write the model; what is there already is gone on with.
+
+    Args:
+        config: of the run.
+        books: where groups come from.
+        work: called while groups are waited for; does some of it and returns True, or returns False.
+
+    Raises:
+        ConfigError, DataError, TrainingError, BooksError, StoreError, Interrupted, CosmosReasonError.
+    """
+    with join(config.run.for_training()) as context:
+        base, directory = Path(config.model.path).expanduser(), Path(config.run.output).expanduser()
+        spec = read_model_spec(base)
+        sampler = TaskSampler(config.data, spec, config.run.seed)
+        model, objective = _prepare(config, base, context)
+        store = weight_store(config)
+        monitor = Monitor(config, directory) if context.rank == 0 else None
+        clock = _Clock(books)
+
+        def begin(iteration: int) -> None:
+            """All processes: the state after ``iteration`` iterations is in memory."""
+            if iteration % config.run.save_every == 0 and context.rank == 0:
+                books.checkpointed(iteration)
+            started = time.monotonic()
+            state = gather_model(objective, trained_only=True)
+            if context.rank == 0:
+                store.publish(iteration, {n.removeprefix(_PREFIX): tensor for n, tensor in state.items()})
+                books.published(iteration)
+                if monitor:
+                    monitor.published(iteration, time.monotonic() - started)
+
+        def collect(iteration: int) -> list[Group]:
+            clock.busy()
+            end = time.monotonic() + config.run.timeout_s
+            while (groups := books.batch(iteration)) is None:
+                if work():
+                    end = time.monotonic() + config.run.timeout_s
+                elif time.monotonic() > end:
+                    raise TrainingError(
+                        f"iteration {iteration}: its answers did not come within {config.run.timeout_s:g} s: "
+                        f"{books.report()}; raise run.timeout_s or see what the workers say"
+                    )
+                else:
+                    time.sleep(_PAUSE_S)
+            clock.idle()
+            return groups
+
+        def arrived(iteration: int, groups: list[Group]) -> None:
+            if monitor:
+                tasks = [sampler.draw(group.ticket) for group in groups]
+                monitor.arrived(iteration, groups, tasks, books.report())
+
+        source = GroupSource(
+            config,
+            sampler,
+            RowPacker(model, config, sampler.window),
+            objective,
+            context.device,
+            begin,
+            collect,
+            arrived,
+        )
+        train(_job(config, directory, objective, source, model.digest), context)
+        begin(config.iterations)
+        if monitor:
+            monitor.close()
+        state = gather_model(objective, trained_only=False)
+        if context.rank == 0:
+            network = {
+                n.removeprefix(_PREFIX): tensor for n, tensor in state.items() if n.startswith(_PREFIX)
+            }
+            export(network, base, spec, directory / "model")
+            print(f"wrote {directory / 'model'}", flush=True)
+
+
+def weight_store(config: RlConfig) -> WeightStore:
+    """Where the run's weights are published."""
+    return WeightStore(Path(config.run.output).expanduser() / "weights", rollout_dtype(config))
+
+
+def rollout_dtype(config: RlConfig) -> torch.dtype:
+    """Type of the engines' weights."""
+    if config.rollout.dtype != "auto":
+        return DTYPES[config.rollout.dtype]
+    cuda = config.run.device != "cpu" and torch.cuda.is_available()
+    return torch.bfloat16 if cuda else torch.float32
+
+
+def _prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel, GrpoLoss]:
+    """The policy and its reference, on the device or in shards."""
+    model = load(base, device="cpu", dtype="float32")
+    settings = config.model
+    if not settings.train_vision:
+        model.network.model.visual.requires_grad_(False)
+    if settings.checkpointing:
+        enable = getattr(model.network, "activation_checkpointing_enable", None)
+        (enable or model.network.gradient_checkpointing_enable)({"use_reentrant": False})
+    policy = _placed(model, config, context, frozen_vision=not settings.train_vision)
+    reference = None
+    if config.grpo.kl_coefficient:
+        frozen = load(base, device="cpu", dtype="float32")
+        frozen.network.requires_grad_(False)
+        reference = _placed(frozen, config, context, frozen_vision=True).eval()
+    return model, GrpoLoss(policy, reference, config.grpo)
+
+
+def _placed(model: LoadedModel, config: RlConfig, context: Context, *, frozen_vision: bool) -> Policy:
+    compute = DTYPES[config.model.compute]
+    policy = Policy(model, compute, frozen_vision=frozen_vision)
+    if context.world > 1:
+        blocks = [*model.network.model.visual.blocks, *model.network.model.language_model.layers]
+        shard(policy, blocks, context, compute)
+        policy.everywhere = True
+    return policy.to(context.device)
+
+
+def _job(config: RlConfig, directory: Path, objective: GrpoLoss, source: GroupSource, digest: str) -> Job:
+    steps = config.grpo.minibatches
+    return Job(
+        objective=objective,
+        source=source,
+        optimizer=config.optimizer,
+        directory=directory,
+        save_every=config.run.save_every * steps,
+        log_every=config.run.log_every * steps,
+        keep=config.run.keep,
+        seed=config.run.seed,
+        facts={
+            "model.path digest": digest,
+            "model.train_vision": config.model.train_vision,
+            "data": dataclasses.asdict(config.data) | {"sources": [s.path for s in config.data.sources]},
+            "grpo": dataclasses.asdict(config.grpo),
+            "optimizer": dataclasses.asdict(config.optimizer),
+            "run.seed": config.run.seed,
+        },
+    )
+
+
+class _Clock:
+    """Tells the books how long the trainer worked and waited."""
+
+    def __init__(self, books: TrainerBooks) -> None:
+        self._books, self._since, self._busy = books, time.monotonic(), 0.0
+
+    def busy(self) -> None:
+        now = time.monotonic()
+        self._busy, self._since = now - self._since, now
+
+    def idle(self) -> None:
+        now = time.monotonic()
+        self._books.note("trainer", "trainer", self._busy, now - self._since)
+        self._since = now

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to practise on: drawn from data sets with equal probability, options shuffled as they are drawn.
+
+What is drawn is a function of the ticket alone, (seed, iteration, place, attempt), so rollout workers, the
+trainer and a resumed run all see the same question without telling each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosmos_reason_node.models.spec import ModelSpec
+from cosmos_reason_node.prompt import letter
+from cosmos_reason_node.types import Query, Window
+from training.data.media import WindowSpec, load_window
+from training.data.problems import DataError, Problem
+from training.data.readers import open_data_set
+from training.data.schema import Sample
+
+from .books import Ticket
+from .config import DataConfig
+from .rewards import NONE_OPTION, judge_for
+
+_DRAW = 0x544B  # keeps these random numbers apart from others of the same ticket
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question to practise on.
+
+    Attributes:
+        name: of the sample, for messages.
+        source: data set that it comes from.
+        sample: as it is asked: options in the order shown.
+        root: folder that media paths start in.
+        none: the right option was taken away: rejecting all of them is right.
+    """
+
+    name: str
+    source: str
+    sample: Sample
+    root: Path
+    none: bool = False
+
+    @property
+    def query(self) -> Query:
+        """The question; the budget of tokens is the request's."""
+        return self.sample.to_query(think_tokens=0)
+
+    @property
+    def answer(self) -> str:
+        """An option's letter, "yes" or "no", or words."""
+        return self.sample.answer
+
+    @property
+    def reward(self) -> str:
+        """Name of the reward, see rewards.JUDGES."""
+        return str(self.sample.extra.get("reward", ""))
+
+    def windows(self, spec: WindowSpec) -> tuple[Window, ...]:
+        """What is looked at; MediaError where a file is missing or damaged."""
+        return tuple(load_window(self.root, media, spec) for media in self.sample.media)
+
+
+class TaskSampler:
+    """Draws tasks.
+
+    Args:
+        config: data sets, and how questions are changed.
+        spec: of the model; says what windows look like.
+        seed: of the run.
+
+    Raises:
+        DataError: a data set is missing, empty, or has bad rows.
+    """
+
+    def __init__(self, config: DataConfig, spec: ModelSpec, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self.window = WindowSpec.of(spec)
+        self._sets: list[tuple[str, Path, list[Sample]]] = []
+        for source in config.sources:
+            opened = open_data_set(Path(source.path).expanduser(), source.layout, strict=config.strict)
+            samples = [s for s in opened.samples if not source.split or s.split == source.split]
+            samples = [s for s in samples if not s.history][: source.limit or None]
+            if not samples:
+                splits = ", ".join(sorted({s.split for s in opened.samples}))
+                what = f"has no sample of split {source.split!r}; it has: {splits}. Change the source's split"
+                raise DataError([Problem(source.path, 0, "split", what)])
+            for sample in samples:
+                _check_reward(sample, source.path)
+            self._sets.append((Path(source.path).name, opened.root, samples))
+        weights = np.array([source.weight for source in config.sources])
+        self._shares = weights / weights.sum()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the data sets."""
+        return [name for name, _, _ in self._sets]
+
+    def draw(self, ticket: Ticket) -> Task:
+        """The question of a ticket."""
+        rng = np.random.default_rng([self._seed, ticket.iteration, ticket.place, ticket.attempt, _DRAW])
+        source, root, samples = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
+        sample = samples[int(rng.integers(len(samples)))]
+        none = False
+        if sample.options:
+            if rng.random() < self._config.none_share:
+                sample, none = with_none(sample, rng)
+            elif self._config.shuffle_options:
+                sample = sample.reordered(rng.permutation(len(sample.options)).tolist())
+        return Task(sample.sample_id, source, sample, root, none)
+
+
+def with_none(sample: Sample, rng: np.random.Generator) -> tuple[Sample, bool]:
+    """The question with "none of the options" as its last option, in place of another one.
+
+    In half of the draws the right option makes room, so that rejecting all others is right; in the other half
+    a wrong one does, so that the last option is no giveaway.
+
+    Returns:
+        The changed question, and whether "none of the options" is right.
+    """
+    right = sample.answer_index
+    wrong = [i for i in range(len(sample.options)) if i != right]
+    none = bool(rng.random() < 0.5)
+    gone = right if none else int(rng.choice(wrong))
+    kept = [i for i in rng.permutation(len(sample.options)).tolist() if i != gone]
+    options = (*(sample.options[i] for i in kept), NONE_OPTION)
+    answer = letter(len(options) - 1 if none else kept.index(right))
+    return dataclasses.replace(sample, options=options, answer=answer), none
+
+
+def _check_reward(sample: Sample, path: str) -> None:
+    try:
+        judge_for(str(sample.extra.get("reward", "")))
+    except ValueError as error:
+        where = sample.provenance
+        raise DataError([Problem(where.file or path, where.row, "extra", str(error))]) from error
