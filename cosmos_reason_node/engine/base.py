@@ -4,14 +4,15 @@
 An engine answers a request as a generator of events, one step of work per ``next()``. Whoever drives it (the
 engine process, ``host.serve``; a rollout worker; a test) decides when to stop: closing the generator frees
 all that the request held. So cancel and deadline take effect within one token step, and several requests
-interleave by taking turns.
+interleave by taking turns. Requests about the same windows that run at the same time may share steps: what
+one's turn worked out for the others, theirs only hand over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import ErrorCode
 from ..types import Answer, Latency, ModelInfo, Query, Window
@@ -48,6 +49,10 @@ class Request:
             For evaluation and RL, which must see a model break the format.
         branch_seeds: a seed for each query instead of ``sampling.seed``: what a branch samples then does not
             depend on the branches beside it. () = none.
+        option_orders: ask queries with options under this many orders (rotations) of them, at most as many as
+            there are options, and average the options' probabilities, so that no place in the list is
+            favoured. Reasoning and text are those of the first order.
+        min_tokens: of a ``free`` text before it may end.
     """
 
     request_id: str
@@ -58,6 +63,8 @@ class Request:
     deadline_s: float = 0.0
     free: bool = False
     branch_seeds: tuple[int, ...] = ()
+    option_orders: int = 1
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,4 +122,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory. The engine is unusable afterwards; calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """What an engine may also do: look at frames before anyone asks."""
+
+    def observe(self, window: Window) -> None:
+        """Frames that windows of coming requests will hold: a whole number of temporal patches.
+
+        What it keeps of them is bounded, and requests are answered the same whether or not it was called.
+        """
         ...

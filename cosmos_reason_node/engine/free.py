@@ -24,11 +24,13 @@ class FreeBranch:
     Args:
         vocabulary: of the checkpoint.
         max_tokens: most tokens of it, at least 1.
+        min_tokens: of it before it may end.
     """
 
-    def __init__(self, vocabulary: Vocabulary, max_tokens: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, max_tokens: int, min_tokens: int = 0) -> None:
         self._vocabulary = vocabulary
         self._budget = max_tokens
+        self._least = min_tokens
         self._stream = TextStream(vocabulary.tokenizer, prompt.END_OF_TURN)
         self._ids: list[int] = []
         self._tokens: list[tuple[int, int, float]] = []  # begin and end in the text, log probability
@@ -53,7 +55,8 @@ class FreeBranch:
 
     def step(self) -> FreeStep:
         """What to choose from the logits after the tokens taken."""
-        return FreeStep(self._vocabulary.in_text)
+        open_end = len(self._tokens) >= self._least
+        return FreeStep(self._vocabulary.in_text if open_end else self._vocabulary.no_end)
 
     def push(self, token: int, log_prob: float) -> str:
         """Answer a FreeStep; return the text that became certain."""

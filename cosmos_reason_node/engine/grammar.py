@@ -76,6 +76,7 @@ class Vocabulary:
         self.in_text = np.ones(rows, bool)
         self.in_text[: len(tokenizer)] = False
         self.in_text[list(tokenizer.control_ids)] = True
+        self.no_end = self.in_text.copy()
         self.in_text[end] = False
         # An answer is never empty: until it has a character that counts, no blank, no tag and no end.
         self.at_answer_start = self.in_text.copy()
@@ -126,11 +127,18 @@ class TextStream:
     def push(self, token: int) -> str:
         """Add a token; return the text that became certain."""
         self._ids.append(token)
+        text = self._tokenizer.plain_text(token) if self._read == len(self._ids) - 1 else None
+        if text is not None:  # by far the most: no decoding, a look into a table
+            self._accept(text)
+            return self._certain()
         before = self._tokenizer.decode(self._ids[self._context : self._read])
         now = self._tokenizer.decode(self._ids[self._context :])
         if now.endswith("\ufffd") and len(self._ids) - self._read < _WHOLE_CHARACTER_TOKENS:
             return ""
         self._accept(now[len(before) :])
+        return self._certain()
+
+    def _certain(self) -> str:
         sure = self.tag_at if self.tag_at >= 0 else len(self.text) - len(self.partial_tag)
         new, self._shown = self.text[self._shown : sure], max(self._shown, sure)
         return new
@@ -229,6 +237,12 @@ class Branch:
         text = prompt.letter(index) if self._query.options else YES_NO[index][0]
         self._finish(text, self._vocabulary.encode(text))
         return text
+
+    def settle(self, index: int, confidence: float) -> None:
+        """Replace the choice of a finished answer: more than this branch had a say in it."""
+        self._option = index
+        self._confidence = confidence
+        self.answer = prompt.letter(index)
 
     def push(self, token: int, log_prob: float) -> str:
         """Answer a FreeStep; return the text that became certain."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to tokens: greedy or nucleus sampling, and choices with their confidence. V = vocabulary."""
+"""From logits to tokens: greedy or nucleus sampling, and choices with their confidence.
+
+B = rows, V = vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def branch_generator(sampling: Sampling, branch: int) -> torch.Generator:
 def sample_token(
     logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> tuple[int, float]:
-    """Choose one token.
+    """Choose one token; ``sample_tokens`` for one row.
 
     Args:
         logits: (V,).
@@ -30,14 +33,51 @@ def sample_token(
     Returns:
         The token and its log probability under the model (temperature 1, forbidden tokens left out).
     """
+    points = [draw(sampling, generator)]
+    tokens, log_probs = sample_tokens(logits[None], forbidden, [sampling], points)
+    return int(tokens[0]), float(log_probs[0])
+
+
+def draw(sampling: Sampling, generator: torch.Generator) -> float:
+    """The random number in [0, 1) that decides a row's next token; greedy ones need none."""
+    return float(torch.rand((), generator=generator)) if sampling.temperature > 0 else 0.0
+
+
+def sample_tokens(
+    logits: Tensor, forbidden: Tensor, samplings: Sequence[Sampling], points: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Choose the next token of every row, without waiting for the device.
+
+    Args:
+        logits: (B, V).
+        forbidden: (B, V) or (V,) bool.
+        samplings: of each row.
+        points: of each row, see ``draw``.
+
+    Returns:
+        (B,) tokens and (B,) log probabilities under the model (temperature 1, forbidden tokens left out);
+        a row of logits that are not finite has a log probability that is not finite.
+    """
     allowed = logits.float().masked_fill(forbidden, -torch.inf)
     log_probs = allowed.log_softmax(-1)
-    if sampling.temperature <= 0:
-        value, token = log_probs.max(-1)
-        return int(token), float(value)
-    tempered = (allowed / sampling.temperature).softmax(-1)
-    token_index = _nucleus(tempered, sampling.top_p, generator)
-    return token_index, float(log_probs[token_index])
+    best, tokens = log_probs.max(-1)
+    warm = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if not warm:
+        return tokens, best
+
+    def column(values: Sequence[float]) -> Tensor:
+        # Pinned memory, or the copy would wait for the device.
+        on_host = torch.tensor(values, pin_memory=logits.is_cuda)
+        return on_host.to(logits.device, non_blocking=True)[:, None]
+
+    temperatures = column([samplings[row].temperature for row in warm])
+    drawn = _nucleus(
+        (allowed[warm] / temperatures).softmax(-1),
+        column([samplings[row].top_p for row in warm]),
+        column([points[row] for row in warm]),
+    )
+    tokens = tokens.index_copy(0, torch.tensor(warm, device=logits.device), drawn)
+    return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
 
 def choose(
@@ -46,7 +86,7 @@ def choose(
     sampling: Sampling,
     generator: torch.Generator,
     calibration: float = 1.0,
-) -> tuple[int, float]:
+) -> tuple[int, list[float]]:
     """Choose one group of tokens by its summed probability.
 
     Args:
@@ -54,25 +94,36 @@ def choose(
         groups: ids of each choice, not empty.
         sampling: temperature and nucleus.
         generator: of the branch, on the CPU.
-        calibration: temperature of the confidence alone; it never changes which group wins.
+        calibration: temperature of the probabilities alone; it never changes which group wins.
 
     Returns:
-        The choice and its probability among the groups.
+        The choice, and the probability of each group among the groups.
     """
     scores = torch.stack([logits[list(group)].float().logsumexp(-1) for group in groups])
-    confidences = (scores / calibration).softmax(-1)
+    probabilities = (scores / calibration).softmax(-1).tolist()
     if sampling.temperature <= 0:
-        value, index = confidences.max(-1)
-        return int(index), float(value)
-    index_sampled = _nucleus((scores / sampling.temperature).softmax(-1), sampling.top_p, generator)
-    return index_sampled, float(confidences[index_sampled])
+        return max(range(len(groups)), key=probabilities.__getitem__), probabilities
+    tempered = (scores / sampling.temperature).softmax(-1)[None]
+    top_p, point = (
+        torch.tensor([[x]], device=logits.device) for x in (sampling.top_p, draw(sampling, generator))
+    )
+    return int(_nucleus(tempered, top_p, point)), probabilities
 
 
-def _nucleus(probs: Tensor, top_p: float, generator: torch.Generator) -> int:
-    """Sample by inverse distribution function from the smallest set whose mass reaches ``top_p``."""
+def _nucleus(probs: Tensor, top_p: Tensor, points: Tensor) -> Tensor:
+    """Sample by inverse distribution function from the smallest set whose mass reaches ``top_p``.
+
+    Args:
+        probs: (B, V).
+        top_p: (B, 1).
+        points: (B, 1) in [0, 1).
+
+    Returns:
+        (B,) ids.
+    """
     ordered, ids = probs.sort(descending=True, stable=True)
     cumulative = ordered.cumsum(-1)
-    kept = int((cumulative - ordered < top_p).sum())
-    point = float(torch.rand((), generator=generator)) * float(cumulative[kept - 1])
-    position = int(torch.searchsorted(cumulative[:kept], point, right=True))
-    return int(ids[min(position, kept - 1)])
+    last = (cumulative - ordered < top_p).sum(-1, keepdim=True).clamp(min=1) - 1
+    reached = points * cumulative.gather(1, last)
+    position = torch.minimum((cumulative <= reached).sum(-1, keepdim=True), last)
+    return ids.gather(1, position)[:, 0]

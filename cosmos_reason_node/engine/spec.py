@@ -75,3 +75,34 @@ class EngineStatus:
     max_prompt_tokens: int = 0
     pid: int = 0
     restarts: int = 0
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Work of an engine process since it was loaded.
+
+    Attributes:
+        vision_hits: frame pairs of windows whose features were there already.
+        vision_misses: frame pairs that were encoded.
+        vision_bytes: features and frames kept, of the camera with the most.
+        prefix_tokens_read: tokens of system text and video taken through the language model.
+        prefix_tokens_reused: the same, found in a kept prefix.
+        question_tokens: tokens of questions.
+        decode_tokens: tokens of answers, forced ones included.
+        decode_steps: passes through the language model, for however many branches.
+        requests: ended.
+        queue_s: sum of the times that they had waited before they began.
+        queue_max_s: the longest of these.
+    """
+
+    vision_hits: int = 0
+    vision_misses: int = 0
+    vision_bytes: int = 0
+    prefix_tokens_read: int = 0
+    prefix_tokens_reused: int = 0
+    question_tokens: int = 0
+    decode_tokens: int = 0
+    decode_steps: int = 0
+    requests: int = 0
+    queue_s: float = 0.0
+    queue_max_s: float = 0.0

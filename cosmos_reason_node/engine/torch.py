@@ -1,44 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine on transformers' classes: exact and simple; the reference for faster ones.
+"""The engine on torch: what is shared is computed once, and not a token differs.
 
-    answer:  see        patches -> visual features of all windows
-             read       system text and videos -> key/value cache, shared by all queries
-             begin      per query: question + <think> (+ </think><answer>) -> its own branch of the cache
-             write      per query in turn: one token, or a forced chunk
+    observe:  a pair of frames arrives -> its visual features, before anyone asks        vision_cache.py
+    answer:   windows -> pairs -> prefix (system text and videos), kept from before      prefix.py
+              queries -> branches behind it, advanced together                            batch.py
 
-Each line is one step of work, a ``next()`` of the generator. A branch of the cache shares the prefix's
-tensors: growing it makes new ones and leaves the prefix alone.
+Tokens are those of the network run whole on every prompt, with float32 down to the last bits of the logits.
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from .. import prompt
 from ..errors import CosmosReasonError, ErrorCode
-from ..models.mrope import VideoGrid, text_positions
+from ..models.decoder import Decoder
+from ..models.mrope import MropeTime
 from ..models.qwen2_5_vl import LoadedModel
 from ..types import Latency, ModelInfo, Query, Window
 from ..vision.patchify import patchify
 from .base import Done, Event, Failed, Request, Sampling, Token
+from .batch import Batch, Machine, Writing
 from .free import FreeBranch
-from .grammar import Branch, ChoiceStep, Vocabulary
-from .sampling import branch_generator, choose, sample_token
+from .grammar import Branch, Vocabulary
+from .prefix import PrefixPool, make_plan, video_of
+from .sampling import branch_generator
+from .spec import EngineStatistics
+from .vision_cache import VisionCache
 
 MAX_THINK_TOKENS = 8192
 MAX_ANSWER_TOKENS = 1024
 # Room for the forced pieces of the output, which no budget counts.
 _FORCED_TOKENS = 64
+# Prefixes kept while no request uses them: one a camera, for about as many cameras.
+_KEPT_PREFIXES = 4
 
 
 class TorchEngine:
@@ -50,29 +51,46 @@ class TorchEngine:
         min_confidence: probability under which a verdict is UNKNOWN.
         default_think_tokens: budget of queries with ``think_tokens`` -1.
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
+        kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
+            whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
+            while this is not 0 calls ``forget``.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         *,
-        mrope_time: str = "float",
+        mrope_time: MropeTime = "float",
         min_confidence: float,
         default_think_tokens: int = 0,
         max_prompt_tokens: int = 0,
+        kept_pairs: int = 0,
     ) -> None:
         self.model: LoadedModel | None = model
         self.mrope_time = mrope_time
         self.min_confidence = min_confidence
         self.default_think_tokens = default_think_tokens
-        self._context = model.spec.max_position
-        longest = max(1, self._context - _FORCED_TOKENS)
+        self.context = model.spec.max_position
+        longest = max(1, self.context - _FORCED_TOKENS)
         self._max_prompt_tokens = min(max_prompt_tokens or longest, longest)
         self.vocabulary = Vocabulary(model.tokenizer, model.network.lm_head.weight.shape[0])
-        self._masks = {
-            id(mask): torch.from_numpy(mask).to(model.device)
-            for mask in (self.vocabulary.in_text, self.vocabulary.at_answer_start)
-        }
+        decoder = Decoder(model.network)
+        masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
+        patches = model.spec.patches
+
+        def encode(frames: np.ndarray) -> torch.Tensor:
+            pixels, grid = patchify(frames, patches)
+            return model.visual_features(torch.from_numpy(pixels), [grid])
+
+        self.machine: Machine | None = Machine(
+            model,
+            decoder,
+            VisionCache(encode, patches.temporal_patch, kept_pairs),
+            PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
+            {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
+            keep_spare=kept_pairs > 0,
+        )
+        self._batches: list[Batch] = []
         device = str(model.device)
         if model.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(model.device)})"
@@ -95,11 +113,44 @@ class TorchEngine:
         """Most tokens of prompt, visual included."""
         return self._max_prompt_tokens
 
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Work done and saved since the engine was made."""
+        if self.machine is None:
+            return EngineStatistics()
+        vision, prefixes, counters = self.machine.vision, self.machine.prefixes, self.machine.counters
+        return EngineStatistics(
+            vision_hits=vision.hits,
+            vision_misses=vision.misses,
+            vision_bytes=max(vision.bytes_by_camera.values(), default=0),
+            prefix_tokens_read=prefixes.read_tokens,
+            prefix_tokens_reused=prefixes.reused_tokens,
+            question_tokens=counters.question_tokens,
+            decode_tokens=counters.decode_tokens,
+            decode_steps=counters.decode_steps,
+        )
+
     def close(self) -> None:
         """Free the model's memory."""
         self.model = None
-        self._masks.clear()
+        self.machine = None
+        self._batches.clear()
         _release_cached_memory()
+
+    def forget(self) -> None:
+        """Drop all that was kept: the network's weights have changed."""
+        if self.machine is not None:
+            self.machine.vision.forget()
+            self.machine.prefixes.forget()
+
+    @torch.inference_mode()
+    def observe(self, window: Window) -> None:
+        """Encode the frames of ``window`` where they are not yet; see ``base.Observer``."""
+        if self.model is None or self.machine is None:
+            return
+        video_of(self.model, window)
+        for pair in self.machine.vision.pairs(window):
+            self.machine.vision.encode(pair)
 
     def answer(self, request: Request) -> Generator[Event, int | None, None]:
         """Answer ``request``; see ``Engine.answer``. ``send(branch)`` drops a branch without an event."""
@@ -107,10 +158,9 @@ class TorchEngine:
         try:
             run = _Run(self, request)
             while not run.finished:
-                for event in run.step():
-                    dropped = yield event
-                    if dropped is not None:
-                        run.drop(dropped)
+                dropped = yield run.next()
+                if dropped is not None:
+                    run.drop(dropped)
         except CosmosReasonError as error:
             yield Failed(-1, error.code, error.message)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -121,182 +171,146 @@ class TorchEngine:
             )
             # The traceback holds the tensors of the failed step.
             error.__traceback__ = None
-            run = None
+            if run is not None:
+                run.close()
+                run = None
             _release_cached_memory()
             yield Failed(-1, ErrorCode.OUT_OF_MEMORY, message)
         finally:
-            run = None
+            if run is not None:
+                run.close()
 
+    def batch(self, request: Request) -> Batch:
+        """The batch of the request's windows: one that runs, or a new one.
 
-@dataclass(eq=False)
-class _Writing:
-    """A branch on its way."""
+        Raises:
+            CosmosReasonError: the windows cannot be shown to the model.
+        """
+        if self.model is None or self.machine is None:
+            raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "the engine is closed")
+        videos = [video_of(self.model, window) for window in request.windows]
+        visual = sum(self.model.spec.patches.visual_tokens(video.grid) for video in videos)
+        if visual > self._max_prompt_tokens:  # before the text of so many placeholders is made
+            raise too_long(visual, self._max_prompt_tokens)
+        pairs = [self.machine.vision.pairs(window) for window in request.windows]
+        plan = make_plan(self.model, request.windows, videos, pairs, self.mrope_time)
+        for batch in self._batches:
+            if batch.failure is None and batch.plan.is_like(plan):
+                return batch
+        batch = Batch(self.machine, plan)
+        self._batches.append(batch)
+        return batch
 
-    index: int
-    suffix: list[int]
-    grammar: Branch | FreeBranch
-    generator: torch.Generator
-    calibration: float
-    cache: Any = None
-    position: int = 0
-    prefilled: float = 0.0
-    first_token: float = 0.0
+    def leave(self, batch: Batch) -> None:
+        """End a batch that nobody waits for any more."""
+        if batch.empty and batch in self._batches:
+            self._batches.remove(batch)
+            batch.close()
 
 
 class _Run:
-    """One request on its way: what ``answer`` steps through. Times are steady seconds."""
+    """One request: its branches in a batch, and the events that it has not handed over yet.
+
+    Times are steady seconds.
+    """
 
     def __init__(self, engine: TorchEngine, request: Request) -> None:
-        if engine.model is None:
-            raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "the engine is closed")
         self._engine = engine
-        self._model = engine.model
         self._request = request
         self._started = time.monotonic()
-        self._seen = 0.0
-        self._failures: list[Event] = []
+        self._events: deque[Event] = deque()
         if len(request.branch_seeds) not in (0, len(request.queries)):
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST,
                 f"give a seed for each of the {len(request.queries)} queries or none, not "
                 f"{len(request.branch_seeds)}",
             )
-        self._videos = [_video(self._model, window) for window in request.windows]
-        spec = self._model.spec
-        visual = [spec.patches.visual_tokens(video.grid) for video in self._videos]
-        if sum(visual) > engine.max_prompt_tokens:  # before the text of so many placeholders is made
-            raise _too_long(sum(visual), engine.max_prompt_tokens)
-        self._prefix = prompt.encode_prefix(self._model.tokenizer, visual)
-        self._positions, self._following = spec.positions(
-            self._prefix,
-            self._videos,
-            mrope_time=engine.mrope_time,  # type: ignore[arg-type]
-        )
-        self._queue: deque[_Writing] = deque()
+        self._batch: Batch | None = engine.batch(request)
+        self._prefix_tokens = len(self._batch.plan.tokens)
+        # Per query its branches: one for each order of its options.
+        self._open: dict[int, list[Writing]] = {}
         for index, query in enumerate(request.queries):
             try:
-                self._queue.append(self._writing(index, query))
+                self._open[index] = self._writings(index, query)
             except CosmosReasonError as error:
-                self._failures.append(Failed(index, error.code, error.message))
-        self._features: Tensor | None = None
-        self._cache: Any = None
+                self._events.append(Failed(index, error.code, error.message))
+        for writings in self._open.values():
+            for writing in writings:
+                self._batch.add(writing)
 
     @property
     def finished(self) -> bool:
-        """Whether every branch has ended."""
-        return not self._queue and not self._failures
+        """Whether every query has ended and all is said."""
+        return not self._open and not self._events
 
-    def drop(self, branch: int) -> None:
-        """Forget a branch."""
-        self._queue = deque(writing for writing in self._queue if writing.index != branch)
-
-    @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Do one step of work."""
+    def next(self) -> Event:
+        """Hand over an event, doing a step of work where there is none."""
         deadline = self._request.deadline_s
         if deadline > 0 and time.monotonic() - self._started > deadline:
             raise CosmosReasonError(
                 ErrorCode.DEADLINE_EXCEEDED, f"not answered within its deadline of {deadline:g} s"
             )
-        if self._failures:
-            events, self._failures = self._failures, []
-            return events
-        first = self._queue[0].index
-        if self._features is None:
-            self._see()
-            return [Token(first, "", False)]
-        if self._cache is None:
-            self._read()
-            return [Token(first, "", False)]
-        writing = self._queue.popleft()
-        events = self._write(writing)
-        if not writing.grammar.done:
-            self._queue.append(writing)
-        return events
+        if not self._events:
+            assert self._batch is not None
+            self._batch.step()
+        return self._events.popleft() if self._events else Token(min(self._open), "", False)
 
-    def _see(self) -> None:
-        """Windows to visual features."""
-        pieces = [patchify(window.pixels(), self._model.spec.patches)[0] for window in self._request.windows]
-        if pieces:
-            patches = torch.from_numpy(np.concatenate(pieces))
-            self._features = self._model.visual_features(patches, [video.grid for video in self._videos])
-        else:
-            self._features = torch.empty(0)
-        _wait(self._model.device)
-        self._seen = time.monotonic()
+    def drop(self, index: int) -> None:
+        """Forget a query."""
+        for writing in self._open.pop(index, ()):
+            assert self._batch is not None
+            self._batch.drop(writing)
+        self._events = deque(event for event in self._events if event.branch != index)
 
-    def _read(self) -> None:
-        """The shared prefix into a cache."""
-        self._cache = DynamicCache()
-        self._feed(self._prefix, self._positions, self._cache, self._features if self._videos else None)
-        self._features = torch.empty(0)  # not needed any more
-        _wait(self._model.device)
+    def close(self) -> None:
+        """Leave the batch."""
+        for index in list(self._open):
+            self.drop(index)
+        if self._batch is not None:
+            self._engine.leave(self._batch)
+            self._batch = None
 
-    def _write(self, writing: _Writing) -> list[Event]:
-        """One token of a branch: feed what it has pending, choose the next."""
-        grammar = writing.grammar
-        begins = writing.cache is None
-        chunk = grammar.take()
-        if begins:
-            writing.cache = _fork(self._cache)
-            writing.position = self._following
-            chunk = writing.suffix + chunk
-        hidden = self._feed(chunk, text_positions(writing.position, len(chunk)), writing.cache)
-        writing.position += len(chunk)
-        logits = self._model.logits(hidden[0, -1])
-        if not torch.isfinite(logits.max()):
-            raise CosmosReasonError(
-                ErrorCode.ENGINE_FAILED,
-                "the model's output is not finite: try dtype float32 or another model",
-            )
-        event = self._choose(writing, logits)
-        now = time.monotonic()
-        if begins:
-            writing.prefilled = writing.first_token = now
-        if not grammar.done:
-            return [event]
-        writing.cache = None
-        return [event, self._done(writing, now)]
+    def _say(self, writing: Writing, event: Token | Failed) -> None:
+        if isinstance(event, Failed):
+            self.drop(writing.index)
+            self._events.append(event)
+        elif writing is self._open[writing.index][0]:
+            self._events.append(event)
 
-    def _feed(
-        self, tokens: Sequence[int], positions: np.ndarray, cache: Any, features: Tensor | None = None
-    ) -> Tensor:
-        """Tokens through the language model into ``cache``; (1, L, D) hidden states."""
-        device = self._model.device
-        embedded = self._model.embed(torch.tensor([tokens], device=device), features)
-        return self._model.decode(embedded, torch.from_numpy(positions)[:, None].to(device), cache)
-
-    def _choose(self, writing: _Writing, logits: Tensor) -> Token:
-        grammar, sampling = writing.grammar, self._request.sampling
-        thinking = grammar.thinking
-        step = grammar.step()
-        if isinstance(step, ChoiceStep):
-            assert isinstance(grammar, Branch)  # only a grammar asks for choices
-            text = grammar.choose(
-                *choose(logits, step.groups, sampling, writing.generator, writing.calibration)
-            )
-        else:
-            mask = self._engine._masks[id(step.forbidden)]
-            text = grammar.push(*sample_token(logits, mask, sampling, writing.generator))
-        return Token(writing.index, text, thinking)
-
-    def _done(self, writing: _Writing, now: float) -> Done:
-        answer = writing.grammar.result(len(self._prefix) + len(writing.suffix), self._engine.min_confidence)
+    def _end(self, writing: Writing) -> None:
+        """A branch is complete: its query is when all its orders are."""
+        writings = self._open[writing.index]
+        if not all(other.grammar.done for other in writings):
+            return
+        now, first, batch = time.monotonic(), writings[0], self._batch
+        del self._open[writing.index]
+        assert batch is not None
+        if len(writings) > 1:
+            _average(writings)
+        seen = max(batch.seen_at, self._started)
         latency = Latency(
-            vision_s=self._seen - self._started,
-            prefill_s=writing.prefilled - self._seen,
-            decode_s=now - writing.prefilled,
-            first_token_s=writing.first_token - self._started,
+            vision_s=seen - self._started,
+            prefill_s=first.prefilled - seen,
+            decode_s=now - first.prefilled,
+            first_token_s=first.prefilled - self._started,
         )
-        return Done(writing.index, answer, latency)
+        prompt_tokens = self._prefix_tokens + len(first.suffix)
+        answer = first.grammar.result(prompt_tokens, self._engine.min_confidence)
+        self._events.append(Done(writing.index, answer, latency))
 
-    def _writing(self, index: int, query: Query) -> _Writing:
-        """Check one query against the model's bounds and make it ready."""
-        engine, request = self._engine, self._request
-        suffix = prompt.encode_suffix(self._model.tokenizer, query)
-        length = len(self._prefix) + len(suffix)
+    def _writings(self, index: int, query: Query) -> list[Writing]:
+        """Check one query against the model's bounds and make its branches."""
+        orders = max(1, min(self._request.option_orders, len(query.options)))
+        turned = [query.options[order:] + query.options[:order] for order in range(orders)]
+        return [self._writing(index, dataclasses.replace(query, options=options)) for options in turned]
+
+    def _writing(self, index: int, query: Query) -> Writing:
+        engine, request, model = self._engine, self._request, self._engine.model
+        assert model is not None
+        suffix = prompt.encode_suffix(model.tokenizer, query)
+        length = self._prefix_tokens + len(suffix)
         if length > engine.max_prompt_tokens:
-            raise _too_long(length, engine.max_prompt_tokens)
+            raise too_long(length, engine.max_prompt_tokens)
         think = query.think_tokens if query.think_tokens >= 0 else engine.default_think_tokens
         if think > MAX_THINK_TOKENS or not 1 <= request.max_answer_tokens <= MAX_ANSWER_TOKENS:
             raise CosmosReasonError(
@@ -304,14 +318,15 @@ class _Run:
                 f"think_tokens may be up to {MAX_THINK_TOKENS}, max_answer_tokens 1 to {MAX_ANSWER_TOKENS}; "
                 f"they are {think} and {request.max_answer_tokens}",
             )
-        if length + think + request.max_answer_tokens + _FORCED_TOKENS > engine._context:
+        output = think + request.max_answer_tokens + _FORCED_TOKENS
+        if length + output > engine.context:
             raise CosmosReasonError(
                 ErrorCode.QUESTION_TOO_LONG,
                 f"a prompt of {length} tokens, {think} of thought and {request.max_answer_tokens} of answer "
-                f"do not fit into the model's {engine._context}: ask for less",
+                f"do not fit into the model's {engine.context}: ask for less",
             )
         grammar = (
-            FreeBranch(engine.vocabulary, think + request.max_answer_tokens)
+            FreeBranch(engine.vocabulary, think + request.max_answer_tokens, request.min_tokens)
             if request.free
             else Branch(engine.vocabulary, query, think, request.max_answer_tokens)
         )
@@ -321,48 +336,41 @@ class _Run:
             if seeds
             else branch_generator(request.sampling, index)
         )
-        return _Writing(
-            index,
-            suffix,
-            grammar,
-            generator,
-            self._model.spec.temperature.get(query.kind.name.lower(), 1.0),
+        return Writing(
+            index=index,
+            suffix=suffix,
+            grammar=grammar,
+            sampling=request.sampling,
+            generator=generator,
+            calibration=model.spec.calibration(query.kind),
+            most=len(suffix) + output,
+            say=self._say,
+            end=self._end,
         )
 
 
-def _video(model: LoadedModel, window: Window) -> VideoGrid:
-    if not window.frames:
-        raise CosmosReasonError(ErrorCode.NO_FRAMES, f"the window of camera {window.camera!r} is empty")
-    shapes = {(frame.image.shape, frame.image.dtype.str) for frame in window.frames}
-    ((shape, dtype), *others) = shapes
-    if others or len(shape) != 3 or shape[2] != 3 or dtype != "|u1":
-        raise CosmosReasonError(
-            ErrorCode.BAD_IMAGE, f"frames must all be (H, W, 3) uint8 of one size, got {sorted(shapes)}"
-        )
-    try:
-        return model.spec.video_grid(len(window.frames), shape[0], shape[1], window.fps)
-    except ValueError as error:
-        raise CosmosReasonError(ErrorCode.BAD_IMAGE, str(error)) from error
+def _average(writings: list[Writing]) -> None:
+    """Let the orders of one query's options decide together; the first branch gets the outcome.
+
+    Order ``r`` shows option ``(i + r) % n`` in place ``i``.
+    """
+    n = len(writings[0].shares)
+    means = [
+        sum(writing.shares[(option - order) % n] for order, writing in enumerate(writings)) / len(writings)
+        for option in range(n)
+    ]
+    best = max(range(n), key=means.__getitem__)
+    grammar = writings[0].grammar
+    assert isinstance(grammar, Branch)
+    grammar.settle(best, means[best])
 
 
-def _too_long(tokens: int, limit: int) -> CosmosReasonError:
+def too_long(tokens: int, limit: int) -> CosmosReasonError:
+    """The error of a prompt over its bound."""
     return CosmosReasonError(
         ErrorCode.QUESTION_TOO_LONG,
         f"the prompt has {tokens} tokens, the limit is {limit}: use shorter texts, fewer or smaller frames",
     )
-
-
-def _fork(cache: Any) -> Any:
-    """A branch of a cache: its own layers on the same tensors, which growing replaces and never changes."""
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    return branch
-
-
-def _wait(device: torch.device) -> None:
-    """Let the device finish, so that times are true and a step is a step."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

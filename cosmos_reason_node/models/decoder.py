@@ -196,8 +196,8 @@ class Decoder:
             prefix: what all of them follow.
             branches: has room for ``lengths + L`` tokens.
             first: region of row 0.
-            prefix_room, room: places of prefix and regions to attend over, masked where not filled; 0: as
-                many as are filled (``lengths`` is then read on the host).
+            prefix_room: places of the prefix to attend over, masked where not filled; 0: those filled.
+            room: the same of the regions; 0: as many as are filled (``lengths`` is read on the host).
 
         Returns:
             (B, L, D) last hidden states.

@@ -6,7 +6,7 @@
 pixels a frame.
 
     {"window_frames": 32, "fps": 4.0, "frame_height": 112, "frame_width": 112, "max_pixels": 12544,
-     "temperature": {"completion": 1.3}}
+     "confidence_temperature": 1.2, "temperature": {"completion": 1.3}}
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ OWN = "cosmos_reason.json"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 
 MAX_WINDOW_FRAMES = 768
-_OWN_KEYS = {"window_frames", "fps", "frame_height", "frame_width", "max_pixels", "temperature"}
+_OWN_KEYS = {
+    "window_frames",
+    "fps",
+    "frame_height",
+    "frame_width",
+    "max_pixels",
+    "temperature",
+    "confidence_temperature",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class ModelSpec:
         frame_size: fixed (height, width) of frames, or None: derived from the camera's with ``max_pixels``.
         max_pixels: most pixels of a frame.
         temperature: by query kind (lower-case name), the calibration that confidences are computed with.
+        confidence_temperature: the same for kinds without one of their own; fitted by
+            ``python -m training.eval calibrate``.
         video_token: id of the placeholder <|video_pad|>.
         tokens_per_second: of M-RoPE's time axis.
         max_position: positions the language model was made for.
@@ -61,6 +71,11 @@ class ModelSpec:
     tokens_per_second: float
     max_position: int
     temperature: Mapping[str, float] = field(default_factory=dict)
+    confidence_temperature: float = 1.0
+
+    def calibration(self, kind: QueryKind) -> float:
+        """Temperature of the confidences of a kind of query."""
+        return self.temperature.get(kind.name.lower(), self.confidence_temperature)
 
     def frame_size_for(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the model sees of a camera image of this size."""
@@ -172,6 +187,7 @@ def _build(
         tokens_per_second=float(vision.get("tokens_per_second", 4)),
         max_position=int(text["max_position_embeddings"]),
         temperature={str(k): float(v) for k, v in dict(own.get("temperature") or {}).items()},
+        confidence_temperature=float(own.get("confidence_temperature", 1.0)),
     )
     if not 2 <= spec.window_frames <= MAX_WINDOW_FRAMES or spec.window_frames % patches.temporal_patch:
         raise ValueError(f"window_frames must be even, 2 to {MAX_WINDOW_FRAMES}, not {spec.window_frames}")
@@ -179,6 +195,8 @@ def _build(
         raise ValueError(f"fps must be between 0.1 and 60, not {spec.fps}")
     if spec.max_pixels < patches.factor**2:
         raise ValueError(f"max_pixels must be at least {patches.factor**2}, not {spec.max_pixels}")
+    if not (math.isfinite(spec.confidence_temperature) and spec.confidence_temperature > 0):
+        raise ValueError(f"confidence_temperature must be above 0, not {spec.confidence_temperature}")
     kinds = {kind.name.lower() for kind in QueryKind}
     for kind, temperature in spec.temperature.items():
         if kind not in kinds or not (math.isfinite(temperature) and temperature > 0):

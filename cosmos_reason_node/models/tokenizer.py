@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders
 
 from ..errors import CosmosReasonError, ErrorCode
 
@@ -58,6 +59,18 @@ class TextTokenizer:
         return frozenset(
             i for i, token in added.items() if token.special or _CONTROL.fullmatch(token.content)
         )
+
+    def plain_text(self, token: int) -> str | None:
+        """Text of an id that is the same wherever it stands; None where that depends on its neighbours."""
+        if not self._joins_plainly:
+            return None
+        text = self.texts[token]
+        return None if "\ufffd" in text else text
+
+    @cached_property
+    def _joins_plainly(self) -> bool:
+        """Whether the text of ids is that of each on its own, where those are whole characters."""
+        return isinstance(self._fast.decoder, decoders.ByteLevel)
 
     @cached_property
     def texts(self) -> list[str]:

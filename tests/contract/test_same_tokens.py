@@ -31,11 +31,11 @@ def model(tmp_path_factory):
 
 
 class Spy:
-    """Writes down what a LoadedModel is given, and passes it on."""
+    """Writes down what a LoadedModel and its decoder are given, and passes it on."""
 
     def __init__(self, model):
         self._model = model
-        self.pixels, self.grids, self.chunks = [], [], []
+        self.pixels, self.grids, self.tokens, self.positions = [], [], [], []
 
     def __getattr__(self, name):
         return getattr(self._model, name)
@@ -46,17 +46,28 @@ class Spy:
         return self._model.visual_features(patches, grids)
 
     def embed(self, tokens, features=None):
-        self.chunks.append([tokens[0].tolist(), None])
+        self.tokens.append(tokens[0].tolist())
         return self._model.embed(tokens, features)
 
-    def decode(self, embedded, positions, cache=None):
-        self.chunks[-1][1] = positions[:, 0].numpy()
-        return self._model.decode(embedded, positions, cache)
+    def watch(self, decoder):
+        read, write = decoder.read, decoder.write
+
+        def watched_read(embedded, positions, prefix):
+            self.positions.append(positions.numpy())
+            read(embedded, positions, prefix)
+
+        def watched_write(embedded, starts, *rest, **room):
+            steps = torch.arange(embedded.shape[1])
+            self.positions.append((starts[0] + steps).expand(3, -1).numpy())
+            return write(embedded, starts, *rest, **room)
+
+        decoder.read, decoder.write = watched_read, watched_write
 
 
 def ask(model, window, queries):
     spy = Spy(model)
     engine = TorchEngine(spy, min_confidence=0.0)
+    spy.watch(engine.machine.decoder)
     ended = [e for e in engine.answer(Request("r", (window,), queries)) if isinstance(e, Done)]
     return spy, {done.branch: done.answer for done in ended}
 
@@ -75,13 +86,14 @@ def training_batch(model, window, answers, fps):
 @pytest.mark.parametrize("fps", [1.0, 2.0, 3.0, 4.0, 7.0, 29.97])
 def test_tokens_and_positions(model, fps):
     window = dataclasses.replace(tiny_model.window(frames=6), period_ns=round(1e9 / fps))
-    spy, answers = ask(model, window, QUERIES)
-    branches, packed = training_batch(model, window, [answers[i].answer for i in range(3)], fps)
-    (prefix, prefix_positions), *rest = spy.chunks
-    assert packed.tokens[0, : len(prefix)].tolist() == prefix
-    np.testing.assert_array_equal(packed.positions[:, 0, : len(prefix)].numpy(), prefix_positions)
-    start = len(prefix)
-    for branch, (chunk, positions) in zip(branches, rest, strict=True):
+    asked = [ask(model, window, (query,)) for query in QUERIES]  # one by one: rows without padding
+    branches, packed = training_batch(model, window, [answers[0].answer for _, answers in asked], fps)
+    start = 0
+    for branch, (spy, _) in zip(branches, asked, strict=True):
+        (prefix, chunk), (prefix_positions, positions) = spy.tokens, spy.positions
+        start = start or len(prefix)
+        assert packed.tokens[0, : len(prefix)].tolist() == prefix
+        np.testing.assert_array_equal(packed.positions[:, 0, : len(prefix)].numpy(), prefix_positions)
         # The engine stops feeding at the verdict, which training goes on to teach.
         end = start + len(chunk)
         assert (branch.question + branch.target)[: len(chunk)] == chunk
@@ -94,8 +106,8 @@ def test_pixels(model):
     window = tiny_model.window(frames=6)
     spy, _ = ask(model, window, QUERIES[:1])
     patches, grid = patchify(window.pixels(), model.spec.patches)  # as training.sft.trainer
-    np.testing.assert_array_equal(spy.pixels[0].numpy(), patches)
-    assert spy.grids == [grid]
+    np.testing.assert_array_equal(np.concatenate(spy.pixels), patches)
+    assert spy.grids == [(1, *grid[1:])] * grid[0]  # pair by pair
 
 
 def test_the_packed_batch_gives_the_engine_s_confidences(model):

@@ -92,8 +92,18 @@ def test_a_branch_with_a_seed_of_its_own_does_not_depend_on_its_neighbours(engin
     alone = answers(engine, QUERY, branch_seeds=(5,), **asked)[0].answer
     other = dataclasses.replace(QUERY, task="close it")
     beside = answers(engine, other, QUERY, QUERY, branch_seeds=(1, 5, 6), **asked)
-    assert beside[1].answer == alone
+    assert beside[1].answer.token_ids == alone.token_ids
+    assert beside[1].answer.log_probs == pytest.approx(alone.log_probs, abs=1e-3)
     assert beside[2].answer.answer != alone.answer
+
+
+def test_free_text_of_at_least_some_tokens(engine):
+    short = answers(engine, dataclasses.replace(QUERY, think_tokens=40), free=True)[0].answer
+    asked = {"free": True, "max_answer_tokens": 30, "min_tokens": 70}
+    long = answers(engine, dataclasses.replace(QUERY, think_tokens=40), **asked)[0].answer
+    assert len(long.token_ids) == 70
+    assert engine.vocabulary.end not in long.token_ids
+    assert long.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
 
 
 def test_seeds_must_be_as_many_as_queries(engine):

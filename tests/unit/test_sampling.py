@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cosmos_reason_node.engine.base import Sampling
-from cosmos_reason_node.engine.sampling import branch_generator, choose, sample_token
+from cosmos_reason_node.engine.sampling import branch_generator, choose, draw, sample_token, sample_tokens
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, 5.0, -1.0])
 FORBIDDEN = torch.tensor([False, False, False, True, False])
@@ -50,10 +50,10 @@ def test_seeds_and_branches_differ():
 def test_choices_sum_their_spellings():
     # Alone token 1 is the likeliest; the spellings of the other choice together are likelier.
     logits = torch.tensor([1.8, 2.0, 1.8])
-    index, confidence = choose(logits, [(1,), (0, 2)], Sampling(), branch_generator(Sampling(), 0))
+    index, shares = choose(logits, [(1,), (0, 2)], Sampling(), branch_generator(Sampling(), 0))
     mass = 2 * math.exp(1.8) / (2 * math.exp(1.8) + math.exp(2.0))
     assert index == 1
-    assert confidence == pytest.approx(mass, abs=1e-5)
+    assert shares == pytest.approx([1 - mass, mass], abs=1e-5)
 
 
 def test_sampled_choices_report_the_model_s_confidence():
@@ -63,5 +63,22 @@ def test_sampled_choices_report_the_model_s_confidence():
     drawn = [choose(logits, [(0,), (1,)], hot, generator) for _ in range(100)]
     assert {index for index, _ in drawn} == {0, 1}
     winner = 1 / (1 + math.exp(-2.0))
-    for index, confidence in drawn:
-        assert confidence == pytest.approx(winner if index == 0 else 1 - winner, abs=1e-5)
+    for _, shares in drawn:
+        assert shares == pytest.approx([winner, 1 - winner], abs=1e-5)
+
+
+def test_rows_are_chosen_as_if_alone():
+    rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)) * 3
+    samplings = [Sampling(), Sampling(1.0, 0.9, 1), Sampling(2.0, 1.0, 2), Sampling()]
+    points = [draw(sampling, branch_generator(sampling, 0)) for sampling in samplings]
+    tokens, log_probs = sample_tokens(rows, FORBIDDEN, samplings, points)
+    for row, sampling in enumerate(samplings):
+        alone = sample_token(rows[row], FORBIDDEN, sampling, branch_generator(sampling, 0))
+        assert (int(tokens[row]), float(log_probs[row])) == pytest.approx(alone)
+
+
+def test_a_row_that_is_not_finite_says_so_and_leaves_the_others_alone():
+    rows = torch.stack([LOGITS, LOGITS * torch.nan, LOGITS])
+    samplings = [Sampling(), Sampling(1.0), Sampling(1.0)]
+    _, log_probs = sample_tokens(rows, FORBIDDEN, samplings, [0.0, 0.5, 0.5])
+    assert [math.isfinite(value) for value in log_probs] == [True, False, True]

@@ -48,6 +48,12 @@ def answers(engine, asked):
     return ended
 
 
+def assert_same(answer, other):
+    """Equal but for the last bits of the confidence: rows beside a row change the shape of products."""
+    assert answer.confidence == pytest.approx(other.confidence, abs=1e-4)
+    assert dataclasses.replace(answer, confidence=0) == dataclasses.replace(other, confidence=0)
+
+
 def by_whole_forwards(model, window, query, max_answer_tokens):
     """The slow way: no cache, no branches, the whole text through the network for every token."""
     patches, grid = patchify(window.pixels(), model.spec.patches)
@@ -103,9 +109,10 @@ def test_branches_are_independent(engine):
     together = answers(engine, request(*QUERIES))
     for branch, query in enumerate(QUERIES):
         alone = answers(engine, request(query))[0].answer
-        assert alone == together[branch].answer
+        assert_same(alone, together[branch].answer)
     swapped = answers(engine, request(*reversed(QUERIES)))
-    assert [swapped[2 - i].answer for i in range(3)] == [together[i].answer for i in range(3)]
+    for i in range(3):
+        assert_same(swapped[2 - i].answer, together[i].answer)
 
 
 def test_two_cameras_are_two_videos(engine, model):
@@ -200,12 +207,11 @@ def test_closing_midway_frees_everything(model):
     for _ in range(6):
         next(running)
     run = weakref.ref(running.gi_frame.f_locals["run"])
-    cache = weakref.ref(run()._cache)
-    assert cache() is not None
+    batch = weakref.ref(engine._batches[0])
+    cache = weakref.ref(batch()._slot.prefix)
     running.close()
     gc.collect()
-    assert run() is None
-    assert cache() is None
+    assert run() is batch() is cache() is None
     assert isinstance(answers(engine, request(FREE))[0], Done)
 
 
@@ -217,7 +223,8 @@ def test_a_dropped_branch_ends_without_event(engine):
     whole = answers(engine, request(*QUERIES))
     ended = [event for event in events if isinstance(event, Done)]
     assert {event.branch for event in ended} == {1, 2}
-    assert all(event.answer == whole[event.branch].answer for event in ended)
+    for event in ended:
+        assert_same(event.answer, whole[event.branch].answer)
 
 
 def test_deadline(engine):

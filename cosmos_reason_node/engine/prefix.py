@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands before the questions, and its keys and values kept from one request to the next.
+
+A prefix is system text and videos. Its tokens are identified by what is behind them (text by token id, video
+by the pair that shows it), so how much of a kept prefix a new one can take over is a comparison:
+
+    the same window again   everything                       the query costs its own tokens
+    the window has grown    all but <|vision_end|>           only new pairs are read
+    the window has slid     system text                      the video is read anew: its tokens have moved
+
+Keys and values of a token depend on the tokens before it and on positions alone, so what is taken over is
+exact. P tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import prompt
+from ..errors import CosmosReasonError, ErrorCode
+from ..models.decoder import Decoder, Prefix
+from ..models.mrope import MropeTime, VideoGrid
+from ..models.qwen2_5_vl import LoadedModel
+from ..types import Window
+from .vision_cache import Pair
+
+_ROUND = 64  # capacities are multiples of it, so that windows of about one size fit one another's place
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A prefix to be.
+
+    Attributes:
+        cameras: whose windows, in order.
+        tokens: P ids.
+        positions: (3, P) M-RoPE positions.
+        following: text position of the token after the last.
+        pairs: of all windows, in order.
+        identity: (P,) int64; equal where tokens mean the same: text by id, visual ones by their pair.
+    """
+
+    cameras: tuple[str, ...]
+    tokens: list[int]
+    positions: np.ndarray
+    following: int
+    pairs: list[Pair]
+    identity: np.ndarray
+
+    def shares(self, identity: np.ndarray, positions: np.ndarray) -> int:
+        """Length of the beginning that is the same."""
+        n = min(len(self.identity), len(identity))
+        differs = (self.identity[:n] != identity[:n]) | (self.positions[:, :n] != positions[:, :n]).any(0)
+        return int(differs.argmax()) if differs.any() else n
+
+    def is_like(self, other: Plan) -> bool:
+        """Whether the two are the same prefix."""
+        return len(self.tokens) == len(other.tokens) == self.shares(other.identity, other.positions)
+
+
+def make_plan(
+    model: LoadedModel,
+    windows: Sequence[Window],
+    videos: Sequence[VideoGrid],
+    pairs: Sequence[list[Pair]],
+    mrope_time: MropeTime,
+) -> Plan:
+    """The prefix of some windows; ``videos`` and ``pairs`` are those of each."""
+    spec = model.spec
+    visual = [spec.patches.visual_tokens(video.grid) for video in videos]
+    tokens = prompt.encode_prefix(model.tokenizer, visual)
+    positions, following = spec.positions(tokens, list(videos), mrope_time=mrope_time)
+    identity = np.array(tokens)
+    flat = [pair for own in pairs for pair in own]
+    if flat:
+        serials = np.array([-1 - pair.serial for own in pairs for pair in own])
+        counts = [n // len(own) for n, own in zip(visual, pairs, strict=True) for _ in own]
+        identity[identity == spec.video_token] = np.repeat(serials, counts)
+    cameras = tuple(window.camera for window in windows)
+    return Plan(cameras, tokens, positions, following, flat, identity)
+
+
+def video_of(model: LoadedModel, window: Window) -> VideoGrid:
+    """Grid of a window's video.
+
+    Raises:
+        CosmosReasonError: NO_FRAMES or BAD_IMAGE.
+    """
+    if not window.frames:
+        raise CosmosReasonError(ErrorCode.NO_FRAMES, f"the window of camera {window.camera!r} is empty")
+    shapes = {(frame.image.shape, frame.image.dtype.str) for frame in window.frames}
+    ((shape, dtype), *others) = shapes
+    if others or len(shape) != 3 or shape[2] != 3 or dtype != "|u1":
+        raise CosmosReasonError(
+            ErrorCode.BAD_IMAGE, f"frames must all be (H, W, 3) uint8 of one size, got {sorted(shapes)}"
+        )
+    try:
+        return model.spec.video_grid(len(window.frames), shape[0], shape[1], window.fps)
+    except ValueError as error:
+        raise CosmosReasonError(ErrorCode.BAD_IMAGE, str(error)) from error
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for a prefix. ``plan`` is what it holds, or will once it is read; ``users``: batches on it."""
+
+    prefix: Prefix
+    plan: Plan
+    users: int = 0
+
+
+class PrefixPool:
+    """Prefixes in use, and the newest of each set of cameras that are not.
+
+    Args:
+        decoder: makes their memory.
+        keep: most prefixes kept while nobody uses them; 0: none.
+    """
+
+    def __init__(self, decoder: Decoder, keep: int) -> None:
+        self._decoder = decoder
+        self._keep = keep
+        self._slots: list[Slot] = []  # longest unused first
+        self.reused_tokens = 0
+        self.read_tokens = 0
+
+    def take(self, plan: Plan) -> Slot:
+        """A place for ``plan``; its ``prefix.length`` says how many tokens it holds already."""
+        shared = {id(slot): plan.shares(*self._filled(slot)) for slot in self._slots}
+        best = max(self._slots, key=lambda slot: shared[id(slot)], default=None)
+        length = shared[id(best)] if best is not None else 0
+        slot = self._place(plan, best)
+        if best is not None and slot is not best:
+            slot.prefix.copy_from(best.prefix, length)
+        slot.prefix.length = length
+        slot.plan = plan
+        slot.users += 1
+        self.reused_tokens += length
+        self.read_tokens += len(plan.tokens) - length
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """One user less."""
+        slot.users -= 1
+        if slot in self._slots:
+            self._slots.remove(slot)
+            self._slots.append(slot)
+        idle = [slot for slot in self._slots if not slot.users]
+        for old in idle[: len(idle) - self._keep]:
+            self._slots.remove(old)
+
+    def forget(self) -> None:
+        """Drop everything: the weights have changed. Who uses a prefix keeps it."""
+        self._slots.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Keys and values held."""
+        return sum(2 * slot.prefix.keys.nbytes for slot in self._slots)
+
+    def _filled(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+        length = slot.prefix.length
+        return slot.plan.identity[:length], slot.plan.positions[:, :length]
+
+    def _place(self, plan: Plan, best: Slot | None) -> Slot:
+        """An idle slot that is large enough: the best match, else the one of the same cameras, else new."""
+        need = len(plan.tokens)
+        idle = [slot for slot in self._slots if not slot.users and slot.prefix.capacity >= need]
+        for slot in idle:
+            if slot is best and slot.plan.cameras == plan.cameras:
+                return slot
+        for slot in idle:
+            if slot.plan.cameras == plan.cameras:
+                return slot
+        slot = Slot(self._decoder.new_prefix(-(-need // _ROUND) * _ROUND), plan)
+        self._slots.append(slot)
+        # Of the same cameras only the newest is kept; this one was too small.
+        self._slots = [s for s in self._slots if s is slot or s.users or s.plan.cameras != plan.cameras]
+        return slot
