@@ -14,14 +14,15 @@ from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Query, QueryKind
 from cosmos_reason_node.vision.patchify import patchify
 from tests import tiny_model
-from training.data.sample import Provenance, Sample, Span
-from training.sft.packing import encode_branch, pack
+from training.sft.rows import encode_answer, pack_rows
 
 QUERIES = (
     Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=0),
     Query(QueryKind.AFFORDANCE, task="open the drawer", action="pull the handle", think_tokens=0),
     Query(QueryKind.NEXT_ACTION, task="open the drawer", options=("reach", "pull"), think_tokens=0),
 )
+
+VERDICT_WEIGHT = 16.0
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +74,13 @@ def ask(model, window, queries):
 
 
 def training_batch(model, window, answers, fps):
-    samples = [
-        Sample(Span(0, len(window.frames)), query, answer, "", Provenance("sim", "train", 0, "", ""))
+    branches = [
+        encode_answer(model.tokenizer, query, "", answer, VERDICT_WEIGHT)
         for query, answer in zip(QUERIES, answers, strict=True)
     ]
-    branches = [encode_branch(model.tokenizer, sample, think=False) for sample in samples]
     frames = window.pixels()
     grid = model.spec.video_grid(*frames.shape[:3], fps)
-    return branches, pack([branches], model.tokenizer, model.spec, grid)
+    return branches, pack_rows([branches], [[grid]], [], model.tokenizer, model.spec)
 
 
 @pytest.mark.parametrize("fps", [1.0, 2.0, 3.0, 4.0, 7.0, 29.97])
@@ -105,7 +105,7 @@ def test_tokens_and_positions(model, fps):
 def test_pixels(model):
     window = tiny_model.window(frames=6)
     spy, _ = ask(model, window, QUERIES[:1])
-    patches, grid = patchify(window.pixels(), model.spec.patches)  # as training.sft.trainer
+    patches, grid = patchify(window.pixels(), model.spec.patches)  # as training.sft.batches
     np.testing.assert_array_equal(np.concatenate(spy.pixels), patches)
     assert spy.grids == [(1, *grid[1:])] * grid[0]  # pair by pair
 
@@ -123,7 +123,7 @@ def test_the_packed_batch_gives_the_engine_s_confidences(model):
     groups = TorchEngine(model, min_confidence=0.0).vocabulary
     start = 0
     for i, branch in enumerate(branches):
-        verdict = start + branch.weights.index(max(branch.weights))
+        verdict = start + branch.verdict[0]
         choices = groups.letters[:2] if QUERIES[i].options else groups.yes_no
         mass = torch.stack([logits[verdict, list(c)].logsumexp(0) for c in choices]).softmax(0)
         said = answers[i].answer

@@ -10,7 +10,6 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.types import Query, QueryKind
 from tests.unit.sft_files import make_model
-from training.sft.packing import pack
 from training.sft.rows import AnswerLoss, encode_answer, pack_rows
 
 QUERIES = (
@@ -50,14 +49,6 @@ def loss_of(model, rows, videos, pixels):
     return float(total)
 
 
-def test_windows_of_one_length_pack_as_before(model, branches):
-    old = pack([branches, branches[:1]], model.tokenizer, model.spec, grid(model))
-    new = pack_rows([branches, branches[:1]], [[grid(model)], [grid(model)]], [], model.tokenizer, model.spec)
-    for name in ("tokens", "positions", "mask", "rows", "columns", "labels"):
-        assert torch.equal(getattr(old, name), getattr(new, name)), name
-    assert new.prefixes.tolist() == [old.shared] * 2
-
-
 def test_each_question_costs_what_it_costs_alone(model, branches):
     short, long = patches(model, 2, 1), patches(model, 4, 2)
     rows = [branches, branches[:2], branches[2:]]
@@ -94,6 +85,18 @@ def test_only_the_verdict_weighs_more(model):
     heavy = [token for token, weight in zip(branch.target, branch.weights, strict=True) if weight == 8.0]
     assert model.tokenizer.decode(heavy) == "yes"
     assert set(branch.weights) == {1.0, 8.0}
+    first, end = branch.verdict
+    assert branch.target[first:end] == heavy
+
+
+def test_long_answers_weigh_as_much_as_short_ones(model):
+    query = Query(QueryKind.NEXT_ACTION, task="open the drawer")
+    branch = encode_answer(model.tokenizer, query, "", "reach for it", 64.0)
+    first, end = branch.verdict
+    assert end - first > 1
+    assert sum(branch.weights[first:end]) == pytest.approx(64.0)
+    plain = encode_answer(model.tokenizer, query, "", "reach for it", 1.0)
+    assert set(plain.weights) == {1.0}
 
 
 def test_without_reasoning_the_answer_comes_at_once(model, branches):

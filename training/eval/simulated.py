@@ -26,7 +26,7 @@ from training.data.schema import CATEGORIES, QuestionKind
 from training.data.sim import kinds
 from training.data.sim.physics.clip import load_clip
 from training.data.sim.questions import questions
-from training.sft.windows import EpisodeStore
+from training.data.sim.windows import EpisodeStore
 
 from .item import Benchmark, Item, Stimulus
 

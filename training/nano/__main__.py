@@ -29,16 +29,17 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .train import ANSWERS, VISION, TrainJob, train
+    from .architecture import describe
+    from .train import ANSWER_RECIPE, VISION_RECIPE, TrainJob, train
 
+    describe(options.out)
     job = TrainJob(
-        episodes=WORK / "episodes",
+        data=WORK,
         work=WORK / "work",
         output=options.out,
-        vision=dataclasses.replace(VISION, steps=options.vision_steps or VISION.steps),
-        answers=dataclasses.replace(ANSWERS, steps=options.answer_steps or ANSWERS.steps),
+        vision=dataclasses.replace(VISION_RECIPE, steps=options.vision_steps or VISION_RECIPE.steps),
+        answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
         processes=options.processes,
-        start=options.start,
     )
     train(job)
 
@@ -83,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--vision-steps", type=int, default=0, help="steps of the first stage (0: default)")
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
-    train.add_argument("--start", type=Path, help="checkpoint whose weights to start from")
     train.set_defaults(run=_train)
 
     clip = stages.add_parser("clip", help="render the demo clip")

@@ -37,7 +37,7 @@ VISION = {
 TEXT = {
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,

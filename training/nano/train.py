@@ -1,39 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains nano on all cores: one single-threaded process each, gradients averaged once a step."""
+"""Trains nano on all cores with ``training.sft.loop``: first the vision tower, then the whole model.
+
+The world is loaded once; the processes, one thread each, are forked off it and share it.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch import nn
 
-from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.parent_death import die_with
-from training.sft.trainer import TrainSettings, make_probes, train_answers, train_vision
-from training.sft.windows import EpisodeStore
+from training.data.sim.generate import CLIPS, EPISODES
+from training.data.sim.windows import ClipStore, EpisodeStore
+from training.sft.config import OptimizerConfig, RunConfig
+from training.sft.loop import BatchSource, Job
+from training.sft.loop import train as run_loop
+from training.sft.parallel import Context, join, replicate
 
-from .architecture import create, describe, save_weights
+from .architecture import create, save_weights
+from .objective import AnswerObjective, PairObjective
+from .probe import Probes
+from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, WindowSource, World
 
-VISION = TrainSettings(steps=2800, batch=48, peak_rate=2e-3, warm_up=100, save_s=120.0)
-ANSWERS = TrainSettings(
-    steps=2000,
-    batch=8,
-    peak_rate=1.5e-3,
-    tower_rate=0.3,
-    warm_up=60,
-    branches=4,
-    one_sided=1350,
-    think_share=0.3,
-    probe_patches=10,
-    save_s=60.0,
-)
-_STEP_LIMIT = timedelta(minutes=10)  # no process waits longer than this for another
+VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
+VISION_DRAWS = DrawSettings(pairs=144)
+ANSWER_RECIPE = OptimizerConfig(steps=2400, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
+ANSWER_DRAWS = DrawSettings(one_sided=600)
+_SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 
 
 @dataclass(frozen=True)
@@ -41,56 +40,90 @@ class TrainJob:
     """What to train, where.
 
     Attributes:
-        episodes: directory with train/ and held_out/.
-        work: directory of checkpoints.
-        output: directory of the finished model.
-        vision, answers: settings of the two stages.
+        data: directory with episodes/ and clips/, each with train/.
+        work: directory of checkpoints and logs.
+        output: directory of the finished model; holds what ``architecture.describe`` writes.
+        vision, answers: recipes of the two stages.
+        vision_draws, answer_draws: what they are shown.
         processes: one per core.
-        start: directory of a checkpoint whose weights to start from instead of random ones.
     """
 
-    episodes: Path
+    data: Path
     work: Path
     output: Path
-    vision: TrainSettings = VISION
-    answers: TrainSettings = ANSWERS
+    vision: OptimizerConfig = VISION_RECIPE
+    answers: OptimizerConfig = ANSWER_RECIPE
+    vision_draws: DrawSettings = VISION_DRAWS
+    answer_draws: DrawSettings = ANSWER_DRAWS
     processes: int = 2
-    start: Path | None = None
 
 
 def train(job: TrainJob) -> None:
-    """Run both stages, resuming what is there, and write the model to ``job.output``."""
-    describe(job.output)
+    """Run both stages, going on with what is there, and write the weights to ``job.output``.
+
+    Raises:
+        FileNotFoundError: there is nothing to train on; says what to run.
+        TrainingError, StoreError, Interrupted: see training.sft.loop.
+    """
+    torch.set_num_threads(1)
+    episodes = EpisodeStore(job.data / EPISODES / "train", without=HELD_OUT_TASKS)
+    clips = ClipStore(job.data / CLIPS / "train", SCENE_SHARES)
+    print(f"{len(episodes.episodes)} episodes and {len(clips)} clips to train on", flush=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_worker, args=(job, port, os.getpid()), nprocs=job.processes)
+    if job.processes == 1:
+        work(0, job, episodes, clips)
+        return
+    arguments = (job, episodes, clips, port, os.getpid())
+    multiprocessing.start_processes(_forked, arguments, nprocs=job.processes, start_method="fork")
 
 
-def _worker(rank: int, job: TrainJob, port: int, parent: int) -> None:
+def _forked(
+    rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore, port: int, parent: int
+) -> None:
     die_with(parent)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    if job.processes > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=job.processes,
-            timeout=_STEP_LIMIT,
-        )
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.processes, "LOCAL_WORLD_SIZE": job.processes}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in (place | address).items()})
+    work(rank, job, episodes, clips)
+
+
+def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> None:
+    """What each process does."""
     model = create(job.output)
-    probes = make_probes(model)
-    if job.start is not None:
-        model.network.load_state_dict(load(job.start, device="cpu").network.state_dict())
-    store = EpisodeStore(job.episodes / "train")
-    if rank == 0:
-        print(f"{len(store.episodes)} training episodes", flush=True)
-    train_vision(model, probes, store, job.vision, job.work / "vision")
-    store.refresh()
-    train_answers(model, probes, store, job.answers, job.work / "answers")
+    torch.manual_seed(1)
+    probes = Probes(model.network.lm_head.weight.shape[1])
+    world = World(episodes, clips, model)
+    vision, answers = PairSource(world, job.vision_draws), WindowSource(world, job.answer_draws)
+    with join(RunConfig(output=str(job.work), device="cpu", threads=1)) as context:
+        _stage("vision", PairObjective(model, probes), vision, job.vision, job, context)
+        _stage("answers", AnswerObjective(model, probes), answers, job.answers, job, context)
     if rank == 0:
         save_weights(model, job.output)
         print(f"wrote {job.output}", flush=True)
-    if job.processes > 1:
-        dist.destroy_process_group()
+
+
+def _stage(
+    name: str,
+    objective: nn.Module,
+    source: BatchSource,
+    recipe: OptimizerConfig,
+    job: TrainJob,
+    context: Context,
+) -> None:
+    directory = job.work / name
+    directory.mkdir(parents=True, exist_ok=True)
+    if context.rank == 0:
+        print(f"{name}: {recipe.steps} steps, log and checkpoints in {directory}", flush=True)
+    run_loop(
+        Job(
+            replicate(objective, context),
+            source,
+            recipe,
+            directory,
+            save_every=_SAVE_EVERY,
+            log_every=_LOG_EVERY,
+        ),
+        context,
+    )

@@ -11,12 +11,15 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from cosmos_reason_node import prompt
-from training.data.sample import Span
+from training.data.sample import Sample, Span
+from training.data.sim import kinds
 from training.data.sim.episode import Episode
+from training.data.sim.kinds import vocabulary
+from training.data.sim.physics.run import run_clip
 from training.data.sim.questions import questions
 from training.data.sim.scenes import SCENES
 
-VOCABULARY_SIZE = 1024
+VOCABULARY_SIZE = 2048  # at most; learning ends when every word is whole
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -39,6 +42,8 @@ _SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _CORPUS_ROUNDS = 40
+_CORPUS_CLIPS, _CLIP_WINDOWS = 120, 6
+_LEAST = 8  # times that a pair of pieces occurs before it becomes one
 # Words that robots are asked about beyond the simulated tasks, so that they are not spelled byte by byte.
 _COMMON = (
     "the a an is are was has have in on at to of and or not it this that what which where how who",
@@ -59,6 +64,11 @@ def corpus() -> Iterator[str]:
                 for gap in (0.0, 0.4):
                     yield from _texts(_still(scene.name, len(scene.skills), openness, gap), rng)
         yield from _COMMON
+        yield " ".join(("", *vocabulary.words()))
+    for seed in range(_CORPUS_CLIPS):
+        clip = run_clip(seed, render=False)
+        for _ in range(_CLIP_WINDOWS):
+            yield from _pieces(kinds.questions_for(*kinds.draw(clip, rng), rng))
     letters = [prompt.letter(i) for i in range(prompt.MAX_OPTIONS)]
     for _ in range(_CORPUS_ROUNDS):
         yield from ("yes", "no", "Yes", "No", *letters)
@@ -81,7 +91,11 @@ def _still(scene: str, skills: int, openness: float, gap: float) -> Episode:
 
 
 def _texts(episode: Episode, rng: np.random.Generator) -> Iterator[str]:
-    for sample in questions(episode, Span(0, 2), rng):
+    yield from _pieces(questions(episode, Span(0, 2), rng))
+
+
+def _pieces(samples: list[Sample]) -> Iterator[str]:
+    for sample in samples:
         yield prompt.prefix([0]) + prompt.suffix(sample.query)
         yield sample.reasoning
         yield sample.answer
@@ -101,6 +115,7 @@ def train_tokenizer(size: int = VOCABULARY_SIZE) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(SPECIAL_TOKENS),
+        min_frequency=_LEAST,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

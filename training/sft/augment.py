@@ -18,11 +18,12 @@ class Augmentation:
     Args:
         size: (height, width) of the frames.
         rng: source of the change.
+        hue: turn the hue; False where colours are asked about: then brightness alone changes, a little.
     """
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
+    def __init__(self, size: tuple[int, int], rng: np.random.Generator, *, hue: bool = True) -> None:
         self._size = np.array([size[1], size[0]])  # x, y
-        self._colours = _colour_change(rng)
+        self._colours = _colour_change(rng) if hue else _brightness_change(rng)
         self._view = _view_change(size, rng)
 
     def frames(self, frames: np.ndarray) -> np.ndarray:
@@ -49,6 +50,11 @@ def _colour_change(rng: np.random.Generator) -> np.ndarray:
     hue = np.array([[1.0, 0.0, 0.0], [0.0, c * chroma, -s * chroma], [0.0, s * chroma, c * chroma]])
     matrix = _RGB @ hue @ _YIQ * rng.uniform(0.75, 1.35)
     return np.hstack([matrix, np.full((3, 1), rng.uniform(-25.0, 25.0))])
+
+
+def _brightness_change(rng: np.random.Generator) -> np.ndarray:
+    """(3, 4) matrix from RGB to RGB."""
+    return np.hstack([np.eye(3) * rng.uniform(0.92, 1.08), np.full((3, 1), rng.uniform(-6.0, 6.0))])
 
 
 def _view_change(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

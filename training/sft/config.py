@@ -44,7 +44,8 @@ class DataConfig:
         max_tokens: bound on rows x longest row of one forward pass on one device. Longer samples are rejected
             and listed, never cut.
         branches: most questions of a row.
-        verdict_weight: loss weight of the answer itself against that of reasoning and format (1: the paper).
+        verdict_weight: loss weight of the answer itself, spread over its tokens, against that of a token of
+            reasoning or format (1: the paper).
         frames: of a full window; 0 = the checkpoint's.
         fps: of the window's time grid; 0 = the checkpoint's.
         max_pixels: most pixels of a frame; 0 = the checkpoint's. A checkpoint of fixed frame size takes 0.
@@ -129,6 +130,7 @@ class OptimizerConfig:
         batch: rows of a step, over all devices; accumulated over as many forward passes as
             ``data.max_tokens`` makes necessary.
         peak_rate, final_rate: learning rate after the warm-up and at the end, cosine in between.
+        vision_rate: of the vision tower, as a share of that of the rest.
         warm_up: steps of linear warm-up.
         beta1, beta2: of AdamW.
         weight_decay: of matrices; vectors have none.
@@ -139,6 +141,7 @@ class OptimizerConfig:
     batch: int = setting(256, low=1, high=1 << 20)
     peak_rate: float = setting(1e-5, low=0, high=1)
     final_rate: float = setting(1e-6, low=0, high=1)
+    vision_rate: float = setting(1.0, low=0, high=100)
     warm_up: int = setting(0, low=0)
     beta1: float = setting(0.9, low=0, high=0.9999)
     beta2: float = setting(0.95, low=0, high=0.99999)

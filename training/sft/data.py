@@ -25,8 +25,7 @@ from training.data.readers import open_data_set
 from training.data.schema import Frames, Media, Sample, Style
 
 from .config import DataConfig, SourceConfig
-from .packing import Branch
-from .rows import encode_answer
+from .rows import Branch, encode_answer
 
 
 @dataclass(frozen=True)

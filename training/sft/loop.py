@@ -152,14 +152,21 @@ def _due(step: int, every: int) -> bool:
 
 
 def make_optimizer(module: nn.Module, recipe: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over what requires gradients; matrices decay, vectors do not. Fused kernels on CPU and CUDA."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW over what requires gradients; matrices decay, vectors do not. Fused kernels on CPU and CUDA.
+
+    Groups carry ``share``: their learning rate by that of the schedule.
+    """
+    sorts: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            share = recipe.vision_rate if "visual." in name else 1.0
+            decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
+            sorts.setdefault((share, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": members, "weight_decay": decay, "share": share}
+            for (share, decay), members in sorts.items()
+        ],
         lr=recipe.peak_rate,
         betas=(recipe.beta1, recipe.beta2),
         fused=device.type in ("cpu", "cuda"),
@@ -180,7 +187,7 @@ def _step(
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     rate = job.optimizer.rate(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     optimizer.zero_grad(set_to_none=True)
     sums = _Sums()
     names: tuple[str, ...] = ()

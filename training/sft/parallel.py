@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from .config import ConfigError, RunConfig
 
@@ -102,8 +103,24 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], context: Context, comput
     fully_shard(root, mesh=mesh, mp_policy=policy)
 
 
+def replicate(root: nn.Module, context: Context) -> nn.Module:
+    """A module that averages gradients over all processes, each of which holds all parameters.
+
+    For networks so small that a shard is not worth gathering. Every parameter has to be used in every pass.
+    """
+    if context.world == 1:
+        return root
+    devices = [context.device] if context.device.type == "cuda" else None
+    return DistributedDataParallel(root, device_ids=devices)
+
+
+def _inner(root: nn.Module) -> nn.Module:
+    return root.module if isinstance(root, DistributedDataParallel) else root
+
+
 def gather_model(root: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU of process 0, nothing elsewhere; all processes have to call."""
+    root = _inner(root)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state: Any = get_model_state_dict(root, options=options)
     kept = (
@@ -115,7 +132,7 @@ def gather_model(root: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
 def gather_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors as "parameter/moment"; as ``gather_model``."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: Any = get_optimizer_state_dict(root, optimizer, options=options)
+    state: Any = get_optimizer_state_dict(_inner(root), optimizer, options=options)
     moments = state.get("state", {}).items()
     return {f"{name}/{key}": tensor for name, entry in moments for key, tensor in entry.items()}
 
@@ -132,7 +149,7 @@ def restore(
     Raises:
         ValueError: the state is of another network.
     """
-    many = context.world > 1
+    root, many = _inner(root), context.world > 1
     # Frozen parameters are in no checkpoint, so the names are compared by hand and loading is not strict.
     if context.rank == 0:
         strange = sorted(_not_frozen(root) ^ set(model_state))

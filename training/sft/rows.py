@@ -29,7 +29,22 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from cosmos_reason_node.types import Query
 
-from .packing import Branch
+
+@dataclass(frozen=True)
+class Branch:
+    """One question with its answer, as tokens.
+
+    Attributes:
+        question: token ids of the prompt's suffix.
+        target: token ids that the model is to say.
+        weights: loss weight of each of ``target``.
+        verdict: (first, end) of the answer itself in ``target``.
+    """
+
+    question: list[int]
+    target: list[int]
+    weights: list[float]
+    verdict: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -82,12 +97,18 @@ class RowBatch:
 def encode_answer(
     tokenizer: TextTokenizer, query: Query, reasoning: str, answer: str, verdict_weight: float
 ) -> Branch:
-    """A question and its answer as tokens; empty ``reasoning`` trains to answer at once."""
+    """A question and its answer as tokens; empty ``reasoning`` trains to answer at once.
+
+    ``verdict_weight`` is spread over the answer's tokens, so that long answers weigh as much as short ones;
+    no token weighs less than one of the reasoning.
+    """
     target = prompt.encode_target(tokenizer, reasoning, answer)
     closing = len(tokenizer.encode(prompt.ANSWER_CLOSE + prompt.END_OF_TURN, add_special_tokens=False))
     verdict = len(tokenizer.encode(answer.strip(), add_special_tokens=False))
-    weights = [1.0] * (len(target) - closing - verdict) + [verdict_weight] * verdict + [1.0] * closing
-    return Branch(prompt.encode_suffix(tokenizer, query), target, weights)
+    first, end = len(target) - closing - verdict, len(target) - closing
+    weights = [1.0] * len(target)
+    weights[first:end] = [max(verdict_weight / verdict, min(verdict_weight, 1.0))] * verdict
+    return Branch(prompt.encode_suffix(tokenizer, query), target, weights, (first, end))
 
 
 def pack_rows(

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes in memory, and balanced draws of windows from them."""
+"""Episodes and clips in memory, and balanced draws of windows from them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from training.data.sample import Span
-from training.data.sim.episode import Episode, load_episode
-from training.data.sim.phase import Phase, phase
-from training.data.sim.scenes import BY_NAME
 
+from .episode import Episode, load_episode
+from .phase import Phase, phase
+from .physics.clip import Clip, load_clip
+from .scenes import BY_NAME
+
+_READERS = 4  # threads; decompression does not hold the interpreter
 Key = tuple[str, int, Phase]  # scene, index of the skill, phase at the window's last frame
 
 
@@ -40,10 +45,12 @@ class EpisodeStore:
     Args:
         directory: holds one .npz per episode.
         limit: most episodes to load; 0 for all.
+        without: tasks of which no episode and no moment is drawn.
     """
 
-    def __init__(self, directory: Path, limit: int = 0) -> None:
+    def __init__(self, directory: Path, limit: int = 0, without: Collection[str] = ()) -> None:
         self._directory = directory
+        self._without = frozenset(without)
         self._limit = limit
         self._seen: set[Path] = set()
         self.episodes: list[Episode] = []
@@ -62,9 +69,11 @@ class EpisodeStore:
         if self._limit:
             new = new[: max(0, self._limit - len(self.episodes))]
         self._by_length.clear()
-        for path in new:
-            self._seen.add(path)
-            self._add(load_episode(path))
+        self._seen.update(new)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for episode in pool.map(load_episode, new):
+                if episode.task not in self._without:
+                    self._add(episode)
         return len(new)
 
     def _add(self, episode: Episode) -> None:
@@ -73,6 +82,8 @@ class EpisodeStore:
         index = self._pairs if episode.gallery else self._index
         for last in range(1, len(episode.frames), 2):
             for skill_index, skill in enumerate(BY_NAME[episode.scene].skills):
+                if skill.task in self._without:
+                    continue
                 now = phase(skill, float(episode.openness[last]), episode.gap_m[last, skill_index])
                 if now is not None:
                     index.setdefault((episode.scene, skill_index, now), []).append((number, last))
@@ -99,3 +110,34 @@ class EpisodeStore:
         if not cached:
             raise ValueError(f"no episode is long enough for windows of {length} frames")
         return cached
+
+
+class ClipStore:
+    """All clips of one split, drawn by scene.
+
+    Args:
+        directory: holds one .npz per clip.
+        shares: how often a scene is drawn, relative to 1 for those not named.
+    """
+
+    def __init__(self, directory: Path, shares: dict[str, float]) -> None:
+        paths = sorted(directory.glob("clip*.npz"))
+        if not paths:
+            raise FileNotFoundError(
+                f"there are no clips in {directory}: run `python -m training.nano generate` first"
+            )
+        self._scenes: dict[str, list[Clip]] = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            for clip in pool.map(load_clip, paths):
+                self._scenes.setdefault(clip.scene, []).append(clip)
+        self._names = sorted(self._scenes)
+        weights = np.array([shares.get(name, 1.0) for name in self._names])
+        self._shares = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return sum(len(clips) for clips in self._scenes.values())
+
+    def draw(self, rng: np.random.Generator) -> Clip:
+        """A clip."""
+        clips = self._scenes[str(rng.choice(self._names, p=self._shares))]
+        return clips[rng.integers(len(clips))]

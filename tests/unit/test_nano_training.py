@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nano is shown, what it is trained for, and that a run goes on where it stopped."""
+
+import dataclasses
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.models.qwen2_5_vl import load
+from cosmos_reason_node.types import Query, QueryKind
+from tests.unit.nano_files import described
+from tests.unit.sim_files import write_episodes
+from training.data.sim.physics.clip import save_clip
+from training.data.sim.physics.derive import puzzle
+from training.data.sim.physics.run import run_clip
+from training.data.sim.scenes import BY_NAME, SCENES
+from training.data.sim.windows import ClipStore, EpisodeStore
+from training.nano import train as nano_train
+from training.nano.architecture import create
+from training.nano.objective import AnswerObjective, PairObjective
+from training.nano.probe import Probes, states_of, things_of
+from training.nano.source import (
+    GROUPS,
+    HELD_OUT_TASKS,
+    DrawSettings,
+    PairSource,
+    WindowSource,
+    World,
+    option_ends,
+)
+from training.nano.train import TrainJob
+from training.sft.config import OptimizerConfig
+from training.sft.loop import Interrupted
+
+DRAWS = DrawSettings(
+    episodes=2, clips=2, pairs=4, lengths=(2, 4), length_shares=(0.5, 0.5), branches=3, no_video_share=0.0
+)
+RECIPE = OptimizerConfig(steps=2, peak_rate=1e-3, final_rate=1e-4, warm_up=1)
+SCENES_OF_CLIPS = ("room", "hide", "drop", "topple")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_episodes(root / "episodes")
+    for seed, scene in enumerate(SCENES_OF_CLIPS):
+        save_clip(root / "clips", run_clip(seed, scene=scene))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return create(described(tmp_path_factory.mktemp("nano")))
+
+
+@pytest.fixture(scope="module")
+def world(data, model):
+    episodes = EpisodeStore(data / "episodes" / "train", without=HELD_OUT_TASKS)
+    return World(episodes, ClipStore(data / "clips" / "train", {}), model)
+
+
+def batch_of(source, step=0, rank=0, world=1):
+    (batch,) = source.batches(step, rank, world)
+    return batch
+
+
+def test_batches_follow_from_step_and_rank(world):
+    source = WindowSource(world, DRAWS)
+    again = WindowSource(world, DRAWS)
+    batch = batch_of(source, 3)
+    assert torch.equal(batch.rows.tokens, batch_of(again, 3).rows.tokens)
+    assert torch.equal(batch.rows.patches, batch_of(again, 3).rows.patches)
+    first, second = batch_of(source, 3, 0, 2), batch_of(source, 3, 1, 2)
+    assert not torch.equal(first.pairs.patches, second.pairs.patches)
+
+
+def test_nothing_is_asked_about_tasks_held_out(world):
+    source = WindowSource(world, dataclasses.replace(DRAWS, episodes=8, branches=12))
+    texts = {s.task for s in (skill for scene in SCENES for skill in scene.skills)} - set(HELD_OUT_TASKS)
+    acts = [skill.act for scene in SCENES for skill in scene.skills if skill.task in HELD_OUT_TASKS]
+    asked = "".join(
+        world.tokenizer.decode(row.tolist())
+        for step in range(6)
+        for row in batch_of(source, step).rows.tokens
+    )
+    assert any(text in asked for text in texts)
+    for text in (*HELD_OUT_TASKS, *acts):
+        assert text not in asked
+
+
+def test_completion_is_asked_of_opening_tasks_only_at_first(world):
+    closing = [skill.task for scene in SCENES for skill in scene.skills if not skill.opens]
+    source = WindowSource(world, dataclasses.replace(DRAWS, episodes=8, branches=12, one_sided=5))
+    question = prompt.QUESTIONS[QueryKind.COMPLETION]
+
+    def asked(step):
+        text = "".join(world.tokenizer.decode(row.tolist()) for row in batch_of(source, step).rows.tokens)
+        return [task for task in closing if question.format(task=task, action="") in text]
+
+    assert not any(asked(step) for step in range(5))
+    assert any(asked(step) for step in range(5, 12))
+
+
+def test_gradients_flow_through_the_newest_pair_of_episodes_and_all_pairs_of_clips(world):
+    source = WindowSource(world, dataclasses.replace(DRAWS, lengths=(4,), length_shares=(1.0,)))
+    batch = batch_of(source)
+    robot = batch.learn[:4].tolist()
+    assert robot == [False, True, False, True]
+    assert bool(batch.learn[4:].all())
+    assert len(batch.learn) == sum(t for t, _, _ in batch.rows.grids)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_option_ends_are_where_options_end(world, count):
+    texts = ("reach for the drawer handle", "pull the drawer open", "move away", "push it")[:count]
+    query = Query(QueryKind.NEXT_ACTION, task="open the drawer", options=texts)
+    question = prompt.encode_suffix(world.tokenizer, query)
+    ends = option_ends(world, query, question)
+    assert len(ends) == count
+    for end, text in zip(ends, texts, strict=True):
+        assert world.tokenizer.decode(question[: end + 1]).endswith(text)
+
+
+def test_right_options_are_marked(world):
+    source = WindowSource(world, dataclasses.replace(DRAWS, episodes=4, clips=4, branches=8))
+    batch = batch_of(source, 1)
+    lettered = int(batch.lettered.sum())
+    assert lettered > 0
+    assert int(batch.fits.sum()) == lettered
+    right = batch.ends[batch.fits == 1]
+    said = batch.rows.labels[batch.verdict]
+    letters = {world.tokenizer.encode(prompt.letter(i), add_special_tokens=False)[0] for i in range(8)}
+    asked = [int(said[batch.branch == q][0]) for q in batch.lettered.nonzero()[:, 0]]
+    assert set(asked) <= letters
+    assert len(right) == len(asked)
+
+
+def test_measures_count_every_question(world, model):
+    batch = batch_of(WindowSource(world, DRAWS))
+    loss, measures = AnswerObjective(model, Probes(192))(batch)
+    assert torch.isfinite(loss)
+    asked = sum(float(v) for name, v in measures.items() if name.endswith("/asked"))
+    assert asked == batch.samples == len(batch.group)
+    assert all(float(measures[f"{g}/right"]) <= float(measures[f"{g}/asked"]) for g in GROUPS)
+
+
+def test_partial_gradients_do_not_change_what_is_computed(world, model):
+    batch = batch_of(WindowSource(world, DRAWS), 2)
+    objective = AnswerObjective(model, Probes(192)).eval()
+    everything = dataclasses.replace(batch, learn=torch.ones_like(batch.learn))
+    with torch.no_grad():
+        torch.testing.assert_close(objective(batch)[0], objective(everything)[0], rtol=1e-5, atol=1e-4)
+
+
+def test_without_video_the_prompt_has_none_and_all_gradients_exist(world, model):
+    source = WindowSource(world, dataclasses.replace(DRAWS, no_video_share=1.0))
+    batch = batch_of(source)
+    assert not batch.rows.grids
+    assert model.spec.video_token not in batch.rows.tokens
+    objective = AnswerObjective(model, Probes(192))
+    loss, _ = objective(batch)
+    loss.backward()
+    assert all(p.grad is not None for p in objective.parameters())
+    objective.zero_grad(set_to_none=True)
+
+
+def test_pairs_train_the_tower_and_leave_the_language_model_alone(world, model):
+    objective = PairObjective(model, Probes(192))
+    loss, measures = objective(batch_of(PairSource(world, DRAWS)))
+    loss.backward()
+    assert all(p.grad is not None for p in model.network.model.visual.parameters())
+    assert all(p.grad is None for p in model.network.model.language_model.parameters())
+    assert {"openness_error", "thing_found", "tile_placed"} <= set(measures)
+    model.network.zero_grad(set_to_none=True)
+
+
+def test_states_mark_what_is_not_known(world):
+    episode = next(e for e in world.episodes.episodes if e.scene == "handle")
+    states = states_of([(episode, 1), (episode, 0)])
+    assert states.placed[:, 0].tolist() == [0.0, 1.0]
+    assert states.placed[:, 1].tolist() == [-1.0, -1.0]  # a handle has one skill only
+    assert states.asked.tolist() == [[1.0, 0.0]] * 2
+    task = BY_NAME["handle"].skills[0].task
+    assert states_of([(episode, 1)], without=[task]).asked.tolist() == [[0.0, 0.0]]
+
+
+def test_things_are_found_where_the_clip_says():
+    clip = run_clip(3, scene="drop")
+    frame = 4
+    things = things_of([(clip, frame, lambda points: points)])
+    assert len(things.kind) > 0
+    wanted = clip.pixel[frame + 1] / 112
+    for point, motion in zip(things.point.numpy(), things.motion.numpy(), strict=True):
+        i = int(np.abs(wanted - point).sum(-1).argmin())
+        np.testing.assert_allclose(point, wanted[i], atol=1e-5)
+        moved = (clip.pixel[frame + 1, i] - clip.pixel[frame, i]) / 112 / 0.05
+        np.testing.assert_allclose(motion, moved, atol=1e-4)
+    assert things.tile.tolist() == [-1]
+
+
+def test_a_tile_is_asked_for_its_place():
+    frame = run_clip(1, scene="room").frames[0]
+    made = puzzle(frame, np.array([2, 0, 3, 1]), seed=1, split="train", scene="room")
+    things = things_of([(made, first, None) for first in (0, 2, 4, 6)])
+    assert things.tile.tolist() == [2, 0, 3, 1]
+    assert things.whole.tolist() == [0.0] * 4
+    assert len(things.kind) == 0
+
+
+def job(data, work, processes=1):
+    (work / "model").mkdir(parents=True)
+    described(work / "model")
+    return TrainJob(data, work / "work", work / "model", RECIPE, RECIPE, DRAWS, DRAWS, processes)
+
+
+def trained(made):
+    return load(made.output, device="cpu").network.state_dict()
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(nano_train, "_SAVE_EVERY", 1)
+    straight, parted = job(data, tmp_path / "straight"), job(data, tmp_path / "parted")
+    nano_train.train(straight)
+    taken = WindowSource.batches
+
+    def interrupted(self, step, rank, world):
+        if step == 1:
+            raise Interrupted("stopped")
+        yield from taken(self, step, rank, world)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowSource, "batches", interrupted)
+        with pytest.raises(Interrupted):
+            nano_train.train(parted)
+    nano_train.train(parted)
+    one, two = trained(straight), trained(parted)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_share_the_work(data, tmp_path):
+    made = job(data, tmp_path, processes=2)
+    # In a process of its own: forking one whose OpenMP threads have run is asking for trouble.
+    child = multiprocessing.get_context("spawn").Process(target=nano_train.train, args=(made,))
+    child.start()
+    child.join(timeout=300)
+    assert child.exitcode == 0
+    assert trained(made)
+    log = (made.work / "answers" / "log.jsonl").read_text().splitlines()
+    assert len(log) == RECIPE.steps
+    assert json.loads(log[0])["samples"] > 4

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nano is trained on: draws from the simulated world, as batches of ``training.sft.loop``.
+
+    Pairs     single temporal patches of episodes and clips, with the state that is true in them
+    Windows   windows of episodes and of clips with questions, and Pairs
+
+Everything follows from (seed, step, rank), so that a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from cosmos_reason_node.types import Query, QueryKind
+from cosmos_reason_node.vision.patchify import patchify
+from training.data.sample import Sample
+from training.data.sim import kinds
+from training.data.sim.physics.clip import Clip
+from training.data.sim.questions import questions
+from training.data.sim.scenes import SCENES
+from training.data.sim.windows import ClipStore, EpisodeStore
+from training.sft.augment import Augmentation
+from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
+
+from .probe import States, Things, states_of, things_of
+
+# Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
+HELD_OUT_TASKS = ("close the window", "open the door")
+# Clips of a scene, relative to the other scenes: intuitive physics is asked about few of them.
+SCENE_SHARES = {"room": 2.5, "hide": 2.5, "topple": 1.5, "spill": 1.5, "drop": 1.5}
+VERDICT_WEIGHT = 16.0  # of an answer against a token of reasoning or format
+GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS)
+_OF_QUERY = {
+    QueryKind.COMPLETION: "task_completion",
+    QueryKind.AFFORDANCE: "affordance",
+    QueryKind.NEXT_ACTION: "next_action",
+}
+_CLOSING = {skill.task for scene in SCENES for skill in scene.skills if not skill.opens}
+_HELD_OUT_TEXTS = {
+    text
+    for scene in SCENES
+    for skill in scene.skills
+    if skill.task in HELD_OUT_TASKS
+    for text in (skill.task, skill.act)
+}
+_TRIES = 20  # draws for a window about which something can be asked
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How windows are drawn.
+
+    Attributes:
+        episodes, clips: windows of each a step, over all processes.
+        pairs: single temporal patches for the probes, half of them of each.
+        lengths, length_shares: frames of robot windows and how often each is drawn.
+        branches: most questions of a window.
+        one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
+            of a scene undoes the other: asked of both equally, state and answer do not correlate before the
+            task's wording is taken into account, and the model stays at chance for long.
+        think_share: share of targets with reasoning; the others answer at once.
+        no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
+        seed: of everything drawn.
+    """
+
+    episodes: int = 16
+    clips: int = 16
+    pairs: int = 24
+    lengths: tuple[int, ...] = (2, 8, 32)
+    length_shares: tuple[float, ...] = (0.55, 0.2, 0.25)
+    branches: int = 4
+    one_sided: int = 0
+    think_share: float = 0.25
+    no_video_share: float = 0.04
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Temporal patches; robot moments first, then moments of clips.
+
+    Attributes:
+        patches: (P, K', patch_dim), one row of K' patches a pair of frames.
+        states, points: of the robot moments; see probe.py.
+        things: of the others.
+        weight: 1.
+    """
+
+    patches: Tensor
+    states: States
+    points: Tensor
+    things: Things
+    weight: float = 1.0
+
+    @property
+    def samples(self) -> int:
+        """Pairs."""
+        return len(self.patches)
+
+    @property
+    def size(self) -> int:
+        """Patches."""
+        return self.patches.shape[0] * self.patches.shape[1]
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same: nano is trained on the CPU."""
+        return self
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows with questions.
+
+    Attributes:
+        rows: packed; episodes first, then clips.
+        learn: (P,) bool, which temporal patches gradients flow through.
+        states: of the last moments of the episodes' windows.
+        branch: (V,) of each verdict token: which question it belongs to.
+        verdict: (V,) where it is among the answer tokens.
+        group: (Q,) of each question: index into GROUPS.
+        lettered: (Q,) bool, whether it has options.
+        ends: (O, 2) row and column of the last token of each option.
+        fits: (O,) 1 for the right option, 0 for others.
+        pairs: for the probes.
+    """
+
+    rows: RowBatch
+    learn: Tensor
+    states: States
+    branch: Tensor
+    verdict: Tensor
+    group: Tensor
+    lettered: Tensor
+    ends: Tensor
+    fits: Tensor
+    pairs: PairBatch
+
+    @property
+    def weight(self) -> float:
+        """See loop.Batch."""
+        return self.rows.weight
+
+    @property
+    def samples(self) -> int:
+        """Questions."""
+        return self.rows.samples
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return self.rows.size
+
+    def to(self, device: torch.device) -> WindowBatch:
+        """The same: nano is trained on the CPU."""
+        return self
+
+
+class World:
+    """The training split in memory, and the model's way of seeing it.
+
+    Args:
+        episodes, clips: what to draw from.
+        model: its preprocessor and tokenizer are used.
+    """
+
+    def __init__(self, episodes: EpisodeStore, clips: ClipStore, model: LoadedModel) -> None:
+        self.episodes, self.clips = episodes, clips
+        self.spec, self.tokenizer = model.spec, model.tokenizer
+
+    def cut(self, frames: np.ndarray) -> np.ndarray:
+        """(T, H, W, 3) uint8 frames to (T / 2, K', patch_dim) patches."""
+        patches, grid = patchify(frames, self.spec.patches)
+        return patches.reshape(grid[0], -1, patches.shape[-1])
+
+    def pairs(self, robot: int, physics: int, rng: np.random.Generator) -> PairBatch:
+        """``robot`` moments of episodes and ``physics`` moments of clips."""
+        patches, points, places, moments = [], [], [], []
+        for _ in range(robot):
+            drawn = self.episodes.draw(2, rng)
+            change = Augmentation(drawn.frames().shape[1:3], rng)
+            patches.append(self.cut(change.frames(drawn.frames())))
+            points.append(change.points(drawn.points()))
+            places.append((drawn.episode, drawn.span.last))
+        for _ in range(physics):
+            clip, first = _moment(self.clips.draw(rng), rng)
+            change = Augmentation(clip.frames.shape[1:3], rng, hue=False)
+            shown = clip.frames[first : first + 2]
+            puzzle = clip.variant == "puzzle"
+            patches.append(self.cut(shown if puzzle else change.frames(shown)))
+            moments.append((clip, first, None if puzzle else change.points))
+        return PairBatch(
+            torch.from_numpy(np.concatenate(patches)),
+            states_of(places, HELD_OUT_TASKS),
+            torch.tensor(np.stack(points), dtype=torch.float32),
+            things_of(moments),
+        )
+
+
+def _moment(clip: Clip, rng: np.random.Generator) -> tuple[Clip, int]:
+    """A pair of frames of a clip (a tile of a puzzle), by the first one."""
+    shown, span = kinds.draw(clip, rng)
+    return shown, span.first + 2 * int(rng.integers(span.length // 2))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A window: its patches, its questions, and the last moment of an episode's."""
+
+    patches: np.ndarray
+    samples: Sequence[Sample]
+    learn: np.ndarray
+    place: Any = None
+
+
+class PairSource:
+    """Batches of single temporal patches. Satisfies ``loop.BatchSource``.
+
+    Args:
+        world: to draw from.
+        settings: how.
+    """
+
+    def __init__(self, world: World, settings: DrawSettings) -> None:
+        self._world, self._settings = world, settings
+
+    def batches(self, step: int, rank: int, world: int) -> Iterator[PairBatch]:
+        """One batch."""
+        rng = np.random.default_rng([self._settings.seed, step, rank, 1])
+        count = self._settings.pairs // world
+        yield self._world.pairs(count - count // 2, count // 2, rng)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class WindowSource:
+    """Batches of windows with questions. Satisfies ``loop.BatchSource``.
+
+    Args:
+        world: to draw from.
+        settings: how.
+    """
+
+    def __init__(self, world: World, settings: DrawSettings) -> None:
+        self._world, self._settings = world, settings
+
+    def batches(self, step: int, rank: int, world: int) -> Iterator[WindowBatch]:
+        """One batch; all processes leave the video out in the same steps."""
+        settings = self._settings
+        rng = np.random.default_rng([settings.seed, step, rank, 2])
+        video = np.random.default_rng([settings.seed, step, 3]).random() >= settings.no_video_share
+        length = int(rng.choice(settings.lengths, p=settings.length_shares))
+        windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
+        windows += [self._clip(rng) for _ in range(settings.clips // world)]
+        count = settings.pairs // world
+        yield self._pack(windows, video, rng, self._world.pairs(count - count // 2, count // 2, rng))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def _episode(self, length: int, step: int, rng: np.random.Generator) -> _Asked:
+        """The answer is about the last moment, so gradients flow through its pair of frames alone."""
+        for _ in range(_TRIES):
+            drawn = self._world.episodes.draw(length, rng)
+            samples = [
+                s for s in questions(drawn.episode, drawn.span, rng) if not _mentions_held_out(s.query)
+            ]
+            if step < self._settings.one_sided:
+                samples = [s for s in samples if not _is_closing(s.query)]
+            if samples:
+                break
+        frames = Augmentation(drawn.frames().shape[1:3], rng).frames(drawn.frames())
+        learn = np.arange(length // 2) == length // 2 - 1
+        order = [samples[i] for i in rng.permutation(len(samples))]
+        order.sort(key=lambda sample: sample.query.kind is not QueryKind.COMPLETION)
+        return _Asked(
+            self._world.cut(frames), order[: self._settings.branches], learn, (drawn.episode, drawn.span.last)
+        )
+
+    def _clip(self, rng: np.random.Generator) -> _Asked:
+        """Intuitive physics is asked first, then the others in random order."""
+        for _ in range(_TRIES):
+            clip, span = kinds.draw(self._world.clips.draw(rng), rng)
+            samples = kinds.questions_for(clip, span, rng)
+            if samples:
+                break
+        frames = clip.frames[span.first : span.last + 1]
+        if clip.variant != "puzzle":
+            frames = Augmentation(frames.shape[1:3], rng, hue=False).frames(frames)
+        order = [samples[i] for i in rng.permutation(len(samples))]
+        order.sort(key=lambda sample: sample.group not in kinds.INTUITIVE_PHYSICS)
+        return _Asked(
+            self._world.cut(np.ascontiguousarray(frames)),
+            order[: self._settings.branches],
+            np.ones(span.length // 2, bool),
+        )
+
+    def _pack(
+        self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch
+    ) -> WindowBatch:
+        world, spec = self._world, self._world.spec
+        branches = [
+            [
+                _encode(world, sample, bool(rng.random() < self._settings.think_share))
+                for sample in window.samples
+            ]
+            for window in windows
+        ]
+        side = spec.frame_size or (112, 112)
+        grids = [[spec.video_grid(2 * len(w.patches), *side, spec.fps)] if video else [] for w in windows]
+        patches = [w.patches.reshape(-1, w.patches.shape[-1]) for w in windows] if video else []
+        rows = pack_rows(branches, grids, patches, world.tokenizer, spec)
+        learn = np.concatenate([w.learn for w in windows]) if video else np.zeros(0, bool)
+        places = [w.place for w in windows if w.place is not None]
+        flat = [
+            (sample, branch)
+            for w, b in zip(windows, branches, strict=True)
+            for sample, branch in zip(w.samples, b, strict=True)
+        ]
+        verdict, owner = _verdicts([branch for _, branch in flat])
+        ends, fits = _option_ends(world, windows, branches, rows.prefixes.tolist())
+        return WindowBatch(
+            rows,
+            torch.from_numpy(learn),
+            states_of(places, HELD_OUT_TASKS),
+            owner,
+            verdict,
+            torch.tensor([GROUPS.index(sample.group or _OF_QUERY[sample.query.kind]) for sample, _ in flat]),
+            torch.tensor([bool(sample.query.options) for sample, _ in flat]),
+            ends,
+            fits,
+            pairs,
+        )
+
+
+def _mentions_held_out(query: Query) -> bool:
+    return not _HELD_OUT_TEXTS.isdisjoint((query.task, query.action, *query.options))
+
+
+def _is_closing(query: Query) -> bool:
+    return query.kind is QueryKind.COMPLETION and query.task in _CLOSING
+
+
+def _encode(world: World, sample: Sample, think: bool) -> Branch:
+    reasoning = sample.reasoning if think else ""
+    return encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
+
+
+def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    """Of all verdict tokens: place among the answer tokens, and number of the question."""
+    places: list[int] = []
+    owners: list[int] = []
+    start = 0
+    for number, branch in enumerate(branches):
+        first, end = branch.verdict
+        places += range(start + first, start + end)
+        owners += [number] * (end - first)
+        start += len(branch.target)
+    return torch.tensor(places), torch.tensor(owners)
+
+
+def _option_ends(
+    world: World, windows: Sequence[_Asked], branches: Sequence[Sequence[Branch]], prefixes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Places of the last token of every option, and which of them are right."""
+    ends: list[tuple[int, int]] = []
+    fits: list[float] = []
+    for row, (window, packed) in enumerate(zip(windows, branches, strict=True)):
+        start = prefixes[row]
+        for sample, branch in zip(window.samples, packed, strict=True):
+            for index, column in enumerate(option_ends(world, sample.query, branch.question)):
+                ends.append((row, start + column))
+                fits.append(float(prompt.letter(index) == sample.answer))
+            start += len(branch.question) + len(branch.target)
+    return torch.tensor(ends, dtype=torch.long).view(-1, 2), torch.tensor(fits)
+
+
+def option_ends(world: World, query: Query, question: Sequence[int]) -> list[int]:
+    """Index in ``question`` of each option's last token; empty where a part alone gives other tokens."""
+    lines = prompt.user_text(query).split("\n")
+    first = prompt.question_text(query).count("\n") + 1
+    found = []
+    for end in range(first + 1, first + 1 + len(query.options)):
+        tokens = world.tokenizer.encode("\n".join(lines[:end]), add_special_tokens=False)
+        if list(question[: len(tokens)]) != tokens:
+            return []
+        found.append(len(tokens) - 1)
+    return found
