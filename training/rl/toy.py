@@ -159,14 +159,14 @@ def write_data(
     return directory
 
 
-def warm_up(directory: Path, data: Path, seed: int, steps: int = 250) -> Path:
+def warm_up(directory: Path, data: Path, seed: int, steps: int = 160) -> Path:
     """Fine-tune: text that says the answer teaches options; videos with random answers teach the format."""
     model = _trainable(directory)
     rng = np.random.default_rng(seed)
     opened = open_data_set(data)
     window = WindowSpec.of(model.spec)
     objective = AnswerLoss(model)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     grid = model.spec.video_grid(FRAMES, SIDE, SIDE, 4.0)
     for step in range(steps):
         branches, videos, patches = [], [], []
@@ -186,7 +186,7 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 250) -> Path:
                 patches.append(patchify(pixels, model.spec.patches)[0])
         batch = pack_rows(branches, videos, patches, model.tokenizer, model.spec)
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * (1.0 - 0.9 * step / steps)
+            group["lr"] = 4e-3 * min(1.0, (step + 1) / 20) * (1.0 - 0.9 * step / steps)
         optimizer.zero_grad(set_to_none=True)
         loss, _ = objective(batch)
         (loss / batch.weight).backward()
@@ -205,7 +205,7 @@ def settings(model: Path, data: Path, output: Path, seed: int, **sections: dict[
         "grpo": {"preset": "paper", "kl_coefficient": 0.0},
         "rollout": {"max_tokens": 8, "max_staleness": 0},
         "optimizer": {
-            "steps": 60,
+            "steps": 30,
             "batch": 12,
             "peak_rate": 2e-3,
             "final_rate": 5e-4,
