@@ -16,7 +16,7 @@ from rclpy.task import Future
 from ..errors import CosmosReasonError, ErrorCode
 from ..monitors import Task
 from ..queries import refusal
-from ..types import Decision, Query, QueryKind, Source
+from ..types import Decision, Query, QueryKind, Source, Verdict
 from .executor import create_async_service
 from .messages import decision_msg, query_from, seconds
 from .session import Session
@@ -85,7 +85,14 @@ class Services:
         return response
 
     def _correct(self, request: Correct.Request, response: Correct.Response) -> Correct.Response:
-        raise CosmosReasonError(ErrorCode.NOT_AVAILABLE, "corrections are not available yet")
+        try:
+            verdict = Verdict(request.verdict)
+        except ValueError as error:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, f"verdict must be a Decision.VERDICT_*, not {request.verdict}"
+            ) from error
+        self._active().correct(request.decision_id, verdict, request.answer, request.note)
+        return response
 
     def _load_model(self, request: LoadModel.Request, response: LoadModel.Response) -> LoadModel.Response:
         raise CosmosReasonError(

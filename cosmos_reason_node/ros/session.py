@@ -29,14 +29,16 @@ from ..models.spec import ModelSpec, read_model_spec
 from ..monitors import Task
 from ..pipeline import Pipeline
 from ..queries import check_task
-from ..types import Decision
+from ..types import Decision, Verdict
 from .camera import Camera
+from .corrections import Corrections
 from .executor import caught
 from .messages import decision_msg
 from .outlets import Outlets
 from .recorder import DEFAULT_DIRECTORY, Recorder
 
 _MIB = 1 << 20
+_MARGIN_S = 1.0  # a bag of corrected frames begins so much earlier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Session:
             now_ns=lambda: clock.now().nanoseconds,
             warn=lambda text: node.get_logger().warning(f"recorder: {text}"),
         )
+        self.corrections = Corrections(config.record_dir)
         self._node = node
         self._outlets = outlets
         self.pipeline = Pipeline(config, host, self._publish, lambda: clock.now().nanoseconds)
@@ -165,6 +168,29 @@ class Session:
             config.record_after_s if after_s < 0 else after_s,
             label,
         )
+
+    def correct(self, decision_id: str, verdict: Verdict, answer: str, note: str) -> None:
+        """Keep an operator's label, and the images that it is about while they are in memory.
+
+        Raises:
+            CosmosReasonError: the label does not fit, or cannot be written.
+        """
+        start_ns = self.corrections.correct(decision_id, verdict, answer, note)
+        age_s = (self._node.get_clock().now().nanoseconds - start_ns) / 1e9 + _MARGIN_S
+        config = self.pipeline.config
+        if config.record_continuous:
+            return
+        try:
+            if age_s > config.record_before_s:
+                raise CosmosReasonError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"they reach back {age_s:.1f} s, memory {config.record_before_s:g} s (record_before_s)",
+                )
+            self.recorder.capture(age_s, 0.0, "corrected")
+        except CosmosReasonError as error:
+            self._node.get_logger().warning(
+                f"the correction of {decision_id} is kept, its images are not captured now: {error.message}"
+            )
 
     def refresh(self) -> None:
         """Look after the cameras; about once a second."""
@@ -204,6 +230,7 @@ class Session:
             self.recorder.add_topic(camera.topic, camera.type, [camera.profile])  # no message came yet
 
     def _publish(self, decision: Decision) -> None:
+        self.corrections.add(decision)
         self._outlets.publish_decision(decision_msg(decision))
         if self.setup.config.debug_image:
             self._outlets.publish_debug_image(decision)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,3 +216,29 @@ def test_decisions_whose_images_were_not_recorded_are_named(tmp_path: Path, robo
     ((row, message),) = [(problem.row, problem.message) for problem in report.problems]
     assert row == 2
     assert "8 of its 8 frames are not in the bag" in message
+
+
+def test_corrected_decisions_get_the_right_answers(tmp_path: Path, robots: list[Robot]):
+    robot = Robot(tmp_path / "bags", 4.0)
+    robots.append(robot)
+    robot.tell_status()
+    for i in range(40):
+        robot.see(FRONT, START + i * 10**8)
+    done = Query(QueryKind.COMPLETION, task="x")
+    wrong = robot.decide("wrong", done, answer(Verdict.YES, "yes", reasoning="It is open."), FRONT)
+    robot.decide("right", done, answer(Verdict.YES, "yes", reasoning="It is open."), FRONT)
+    robot.decide("unsure", done, answer(Verdict.UNKNOWN, "unknown"), FRONT)
+    bag = robot.save()
+    lines = [("wrong", "yes"), ("right", "yes"), ("unsure", "no"), ("wrong", "no")]
+    text = "".join(json.dumps({"decision_id": name, "answer": said}) + "\n" for name, said in lines)
+    (bag.parent / "corrections.jsonl").write_text(text + "{not json\n")
+    report = Report()
+    samples = convert(bag, tmp_path / "out", report, spec=spec_of(wrong.windows[0]))
+    found = {sample.sample_id: (sample.answer, sample.reasoning) for sample in samples}
+    assert found == {"wrong": ("no", ""), "right": ("yes", "It is open."), "unsure": ("no", "")}
+    assert {s.sample_id: s.extra["corrected_from"] for s in samples} == {
+        "wrong": "yes",
+        "right": "yes",
+        "unsure": "",
+    }
+    assert [problem.row for problem in report.problems] == [5]

@@ -3,24 +3,36 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from builtin_interfaces.msg import Duration
 from cosmos_reason_msgs.msg import Decision, ErrorCode, QueryKind
 from cosmos_reason_msgs.srv import Correct, LoadModel, Query, SetTask
 
+from cosmos_reason_node.models.spec import PatchSpec
 from tests.ros.client import Client
 from tests.ros.node_process import running_node, tiny_model, until
+from training.data.bag import convert
+from training.data.media import WindowSpec
+from training.data.problems import Report
 
 pytestmark = pytest.mark.ros
 OPTIONS = ["reach", "grasp", "lift"]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    log = tmp_path_factory.mktemp("query") / "node.log"
+def bags(tmp_path_factory):
+    return tmp_path_factory.mktemp("query") / "bags"
+
+
+@pytest.fixture(scope="module")
+def client(bags):
+    log = bags.parent / "node.log"
     client = Client()
+    cameras = ("front=front/image_raw", "wrist=wrist/image_raw")
     try:
-        with running_node(log, cameras=("front=front/image_raw", "wrist=wrist/image_raw"), max_stale_s=5.0):
+        with running_node(log, cameras=cameras, max_stale_s=5.0, record_dir=str(bags)):
             client.camera("front/image_raw")
             client.ready()
             until(lambda: client.status.cameras[0].sampled >= 6, "frames")
@@ -127,9 +139,38 @@ def test_a_task_that_cannot_be_asked_about_is_refused(client):
 
 
 def test_what_is_not_available_says_so(client):
-    for srv_type, name in ((Correct, "correct"), (LoadModel, "load_model")):
-        response = client.call(srv_type, name)
-        assert response.error_code == ErrorCode.NOT_AVAILABLE
+    response = client.call(LoadModel, "load_model")
+    assert response.error_code == ErrorCode.NOT_AVAILABLE
+    assert response.error_msg
+
+
+def test_a_correction_is_kept_with_its_images(client, bags):
+    decision = client.ask("What next?", options=OPTIONS)
+    response = client.call(
+        Correct, "correct", decision_id=decision.decision_id, verdict=Decision.VERDICT_CHOICE, answer="lift"
+    )
+    assert response.error_code == ErrorCode.NONE, response.error_msg
+    lines = [json.loads(line) for line in (bags / "corrections.jsonl").read_text().splitlines()]
+    assert (lines[-1]["decision_id"], lines[-1]["answer"]) == (decision.decision_id, "C")
+    (bag,) = until(lambda: list(bags.glob("capture_corrected_*")), "a bag of what was corrected")
+    until(lambda: not client.status.recording and (bag / "metadata.yaml").exists(), "the bag's end")
+    report = Report()
+    spec = WindowSpec(250_000_000, 4, PatchSpec(), frame_size=(56, 84))
+    samples = convert(bag, bags.parent / "data", report, spec=spec)
+    (corrected,) = [sample for sample in samples if sample.sample_id == decision.decision_id]
+    assert corrected.answer == "C"
+    assert corrected.options == tuple(OPTIONS)
+
+
+def test_corrections_that_do_not_fit_are_refused(client):
+    decision = client.ask("Is it open?", yes_no=True)
+    for wrong in (
+        {"decision_id": "none", "verdict": Decision.VERDICT_YES},
+        {"decision_id": decision.decision_id, "verdict": Decision.VERDICT_CHOICE, "answer": "lift"},
+        {"decision_id": decision.decision_id, "verdict": 77},
+    ):
+        response = client.call(Correct, "correct", **wrong)
+        assert response.error_code == ErrorCode.INVALID_REQUEST
         assert response.error_msg
 
 

@@ -58,6 +58,12 @@ def _add_bag(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="where to cut windows, and what is true there"
     )
     parser.add_argument(
+        "--corrections",
+        type=Path,
+        metavar="FILE",
+        help="operators' labels for its decisions (default: corrections.jsonl beside the bag)",
+    )
+    parser.add_argument(
         "--model", type=Path, help="checkpoint whose windows are cut (default: the bundled one)"
     )
     parser.add_argument("--split", default="train", help="split of all samples (default: train)")
@@ -83,7 +89,17 @@ def _bag(options: argparse.Namespace) -> int:
 
     spec = WindowSpec.of(read_model_spec(options.model or bundled_model()))
     report = Report()
-    samples = convert(options.bag, options.out, report, spec=spec, labels=options.labels, split=options.split)
+    if options.corrections and not options.corrections.exists():
+        raise FileNotFoundError(2, "there is no such file of corrections", str(options.corrections))
+    samples = convert(
+        options.bag,
+        options.out,
+        report,
+        spec=spec,
+        labels=options.labels,
+        corrections=options.corrections,
+        split=options.split,
+    )
     for problem in report.problems:
         print(problem, file=sys.stderr)
     silent = report.rows - report.bad_rows - len(samples)

@@ -34,6 +34,7 @@ from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.prompt import letter
 from cosmos_reason_node.ros import cdr
 from cosmos_reason_node.ros.convert import convert_compressed, convert_image
+from cosmos_reason_node.ros.corrections import FILE as CORRECTIONS
 from cosmos_reason_node.types import Query, QueryKind, Verdict
 
 from .media import WindowSpec, choose
@@ -103,6 +104,7 @@ def convert(
     *,
     spec: WindowSpec,
     labels: Path | None = None,
+    corrections: Path | None = None,
     split: str = "train",
 ) -> list[Sample]:
     """Make a data set of a bag.
@@ -114,6 +116,8 @@ def convert(
         spec: windows at labels; those of decisions are what they were.
         labels: JSON list or JSON Lines with ``topic``, ``at_s`` (seconds after the topic's first image: the
             window's end) and the fields of a sample.
+        corrections: what operators said about decisions (see cosmos_reason_node.ros.corrections): corrected
+            decisions get the right answer and lose their reasoning. None: the file beside the bag, if any.
         split: of all samples.
 
     Returns:
@@ -124,11 +128,12 @@ def convert(
         OSError: ``out`` cannot be written.
     """
     index = read_index(bag, report)
+    right = read_corrections(corrections or bag.absolute().parent / CORRECTIONS, report)
     wanted: list[tuple[int, str, Sample, tuple[_Window, ...]]] = []
     for row, decision in enumerate(index.decisions, 1):
         report.rows += 1
         try:
-            found = _of_decision(decision, row, bag, index, split)
+            found = _of_decision(decision, row, bag, index, split, right)
         except FieldErrors as error:
             report.bad_row(f"{bag} decisions", row, error)
         else:
@@ -176,6 +181,21 @@ def read_index(bag: Path, report: Report) -> Index:
         except Exception as error:  # definitions and bytes are foreign; rosbags raises what it meets
             report.add(bag, 0, message.topic, f"a {message.type} cannot be read ({error})")
     return index
+
+
+def read_corrections(path: Path, report: Report) -> dict[str, str]:
+    """Right answers by decision id; the last correction of a decision holds. Bad lines are reported."""
+    right: dict[str, str] = {}
+    if not path.exists():
+        return right
+    for row, value in json_rows(path, str(path), report):
+        fields = Fields(value)
+        decision_id, answer = fields.text("decision_id"), fields.text("answer")
+        if fields.errors:
+            report.bad_row(path, row, FieldErrors(fields.errors))
+        else:
+            right[decision_id] = answer
+    return right
 
 
 def messages(bag: Path, types: Iterable[str], report: Report) -> Iterator[Recorded]:
@@ -271,11 +291,13 @@ class _Types:
 
 
 def _of_decision(
-    message: Any, row: int, bag: Path, index: Index, split: str
+    message: Any, row: int, bag: Path, index: Index, split: str, right: dict[str, str]
 ) -> tuple[Sample, tuple[_Window, ...]] | None:
-    """Sample (without media) and windows of a decision; None where the model gave no answer."""
+    """Sample (without media) and windows of a decision; None where nobody gave an answer."""
     verdict = Verdict(message.verdict)
-    if message.error_code or verdict is Verdict.UNKNOWN or not message.windows:
+    correction = right.get(message.decision_id)
+    silent = message.error_code or verdict is Verdict.UNKNOWN
+    if (silent and correction is None) or not message.windows:
         return None
     windows = tuple(_decision_window(info, index) for info in message.windows)
     answer = {Verdict.YES: "yes", Verdict.NO: "no"}.get(verdict, message.answer)
@@ -286,18 +308,23 @@ def _of_decision(
         action=message.action,
         question=message.question if own_words else "",
         options=tuple(message.options),
-        yes_no=own_words and verdict is not Verdict.CHOICE,
+        yes_no=own_words and (correction in ("yes", "no") if silent else verdict is not Verdict.CHOICE),
     )
+    said = letter(message.option_index) if message.options and not silent else answer
+    extra = {"confidence": round(float(message.confidence), 6), "prompt_id": message.model.prompt_id}
+    if correction is not None:
+        extra["corrected_from"] = "" if silent else said
+    kept = "" if correction not in (None, said) or silent else message.reasoning
     model = message.model
     sample = Sample(
         sample_id=message.decision_id or f"{bag.name}:{row}",
         media=(),
-        answer=letter(message.option_index) if message.options else answer,
-        reasoning=message.reasoning,
-        style=Style.REASONING if message.reasoning.strip() else Style.UNDERSTANDING,
+        answer=said if correction is None else correction,
+        reasoning=kept,
+        style=Style.REASONING if kept.strip() else Style.UNDERSTANDING,
         split=split,
         provenance=Provenance("bag", bag.name, row, bag.name, f"{model.model_id}@{model.digest[:12]}"),
-        extra={"confidence": round(float(message.confidence), 6), "prompt_id": model.prompt_id},
+        extra=extra,
         **query_fields(query),
     )
     return sample, windows
