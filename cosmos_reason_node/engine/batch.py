@@ -263,17 +263,18 @@ class Batch:
         padded = [chunk + [0] * (longest - len(chunk)) for chunk in chunks]
         lengths = torch.tensor([writing.length for writing in rows])
         tokens, lengths_there = torch.tensor(padded).to(device), lengths.to(device)
+        ends = torch.tensor([len(chunk) - 1 for chunk in chunks]).to(device)
         hidden = machine.decoder.write(
             machine.model.embed(tokens),
             lengths_there + self.plan.following,
             lengths_there,
+            ends,
             self._slot.prefix,
             self._regions,
             first,
             room=int(lengths.max()) + longest,
         )
-        last = torch.tensor([len(chunk) - 1 for chunk in chunks]).to(device)
-        return machine.decoder.logits(hidden[torch.arange(len(rows), device=device), last])
+        return machine.decoder.logits(hidden)
 
     def _choose(self, rows: list[Writing], logits: Tensor) -> list[Token | Failed]:
         """What each row says next."""

@@ -159,7 +159,7 @@ class PrefixPool:
     @property
     def nbytes(self) -> int:
         """Keys and values held."""
-        return sum(2 * slot.prefix.keys.nbytes for slot in self._slots)
+        return sum(slot.prefix.cache.nbytes for slot in self._slots)
 
     def _filled(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         length = slot.prefix.length

@@ -53,7 +53,7 @@ class TorchEngine:
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
         kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
             whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
-            while this is not 0 calls ``forget``.
+            while this is not 0 calls ``forget``; replacing parameters is not seen at all.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TorchEngine:
         longest = max(1, self.context - _FORCED_TOKENS)
         self._max_prompt_tokens = min(max_prompt_tokens or longest, longest)
         self.vocabulary = Vocabulary(model.tokenizer, model.network.lm_head.weight.shape[0])
-        decoder = Decoder(model.network)
+        decoder = Decoder(model.network, join=kept_pairs > 0)
         masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
         patches = model.spec.patches
 

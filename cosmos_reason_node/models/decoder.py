@@ -17,36 +17,35 @@ P prefix tokens, S slots of a branch's region, N layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Prefix:
     """Keys and values of one prefix.
 
     Attributes:
-        keys, values: (N, K, capacity, C).
+        cache: (N, 2, K, capacity, C), keys and values.
         length: tokens that are filled in.
     """
 
     def __init__(self, shape: tuple[int, int, int], capacity: int, like: Tensor) -> None:
         layers, heads, channels = shape
-        self.keys = like.new_zeros(layers, heads, capacity, channels)
-        self.values = torch.zeros_like(self.keys)
+        self.cache = like.new_zeros(layers, 2, heads, capacity, channels)
         self.length = 0
 
     @property
     def capacity(self) -> int:
         """Tokens it has room for."""
-        return self.keys.shape[2]
+        return self.cache.shape[3]
 
     def copy_from(self, other: Prefix, length: int) -> None:
         """Take over the first ``length`` tokens of another."""
-        self.keys[:, :, :length] = other.keys[:, :, :length]
-        self.values[:, :, :length] = other.values[:, :, :length]
+        self.cache[..., :length, :] = other.cache[..., :length, :]
         self.length = length
 
 
@@ -54,65 +53,83 @@ class Branches:
     """Keys and values of the branches behind a prefix, one region each, dense from region 0.
 
     Attributes:
-        keys, values: (N, regions, K, capacity, C). Never holds what is not finite: what a masked place holds
-            is still multiplied, by zero.
+        cache: (N, 2, regions, K, capacity, C), keys and values. Never holds what is not finite: what a masked
+            place holds is still multiplied, by zero.
     """
 
     def __init__(self, shape: tuple[int, int, int], regions: int, capacity: int, like: Tensor) -> None:
         layers, heads, channels = shape
-        self.keys = like.new_zeros(layers, regions, heads, capacity, channels)
-        self.values = torch.zeros_like(self.keys)
+        self.cache = like.new_zeros(layers, 2, regions, heads, capacity, channels)
 
     @property
     def regions(self) -> int:
         """Branches it has room for."""
-        return self.keys.shape[1]
+        return self.cache.shape[2]
 
     @property
     def capacity(self) -> int:
         """Tokens that a branch has room for."""
-        return self.keys.shape[3]
+        return self.cache.shape[4]
 
     def copy_from(self, other: Branches) -> None:
         """Take over the contents of a smaller one."""
-        regions, capacity = other.regions, other.capacity
-        self.keys[:, :regions, :, :capacity] = other.keys
-        self.values[:, :regions, :, :capacity] = other.values
+        self.cache[:, :, : other.regions, :, : other.capacity] = other.cache
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a branch of ``length`` tokens into another region."""
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.cache[:, :, target, :, :length] = self.cache[:, :, source, :, :length]
 
     def wipe(self, region: int) -> None:
         """Fill a region with zeros, whatever it holds."""
-        self.keys[:, region] = 0
-        self.values[:, region] = 0
+        self.cache[:, :, region] = 0
+
+
+class _Layer:
+    """One layer's operations on (B, L, ...) tensors.
+
+    ``join`` puts projections with one input behind one another in memory, so that each group is one product:
+    the network's parameters become views of that memory. Without it, the modules themselves are called.
+    """
+
+    def __init__(self, layer: Any, join: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
+        self.project = _joined((attention.q_proj, attention.k_proj, attention.v_proj), join)
+        self.out = _joined((attention.o_proj,), join)
+        self._widen = _joined((mlp.gate_proj, mlp.up_proj), join)
+        self._narrow = _joined((mlp.down_proj,), join)
+        self._act = mlp.act_fn
+
+    def mlp(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        gate, up = self._widen(hidden).chunk(2, -1)
+        return self._narrow(self._act(gate) * up)
 
 
 class Decoder:
     """Runs the language model of a network over ``Prefix`` and ``Branches``.
 
-    Holds no copy of a weight: what is changed in the network is changed here.
+    Holds no copy of a weight: what is changed in place in the network is changed here.
 
     Args:
         network: transformers' Qwen2_5_VLForConditionalGeneration.
+        join: join products that share their input (see ``_Layer``); for networks that are only read.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, join: bool = False) -> None:
         model = network.model.language_model
         config = model.config
-        self._layers = list(model.layers)
+        self._layers = [_Layer(layer, join) for layer in model.layers]
         self._norm = model.norm
         self._head = network.lm_head
-        attention = self._layers[0].self_attn
+        attention = model.layers[0].self_attn
         self._channels: int = attention.head_dim
         self._heads: int = config.num_key_value_heads
         self._groups: int = config.num_attention_heads // config.num_key_value_heads
         self._scale: float = attention.scaling
         rotary = model.rotary_emb
         self._frequencies: Tensor = rotary.inv_freq.float()
-        slides = any(getattr(layer.self_attn, "sliding_window", None) for layer in self._layers)
+        slides = any(getattr(layer.self_attn, "sliding_window", None) for layer in model.layers)
         if slides or rotary.attention_scaling != 1.0:
             raise ValueError("scaled rotary embeddings and sliding-window attention are not supported")
         sections = config.rope_parameters["mrope_section"]
@@ -157,19 +174,16 @@ class Decoder:
             mask = torch.ones(length, end, dtype=torch.bool, device=embedded.device).tril(past)
         hidden = embedded[None]
         for i, layer in enumerate(self._layers):
-            query, key, value = self._project(layer, hidden, rotation)
-            prefix.keys[i, :, past:end] = key[0].transpose(0, 1)
-            prefix.values[i, :, past:end] = value[0].transpose(0, 1)
+            query, stored = self._project(layer, hidden, rotation)
+            prefix.cache[i, ..., past:end, :] = stored[0].permute(1, 2, 0, 3)
             if i == len(self._layers) - 1:
                 break  # nothing reads the last layer's output
-            keys, values = (
-                cache[i, :, :end].repeat_interleave(self._groups, 0)[None]
-                for cache in (prefix.keys, prefix.values)
-            )
+            keys, values = prefix.cache[i, ..., :end, :].repeat_interleave(self._groups, 1)[:, None]
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, scale=self._scale
             )
-            hidden = self._finish(layer, hidden, attended.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.out(attended.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
         prefix.length = end
 
     def write(
@@ -177,6 +191,7 @@ class Decoder:
         embedded: Tensor,
         starts: Tensor,
         lengths: Tensor,
+        ends: Tensor,
         prefix: Prefix,
         branches: Branches,
         first: int = 0,
@@ -193,6 +208,7 @@ class Decoder:
             embedded: (B, L, D), row i of region ``first + i``.
             starts: (B,) text position of each row's first token.
             lengths: (B,) tokens that each region holds already.
+            ends: (B,) place of each row's last token, from 0 to L - 1.
             prefix: what all of them follow.
             branches: has room for ``lengths + L`` tokens.
             first: region of row 0.
@@ -200,9 +216,10 @@ class Decoder:
             room: the same of the regions; 0: as many as are filled (``lengths`` is read on the host).
 
         Returns:
-            (B, L, D) last hidden states.
+            (B, D) last hidden state of each row's last token.
         """
         rows, length, _ = embedded.shape
+        row = torch.arange(rows, device=embedded.device)
         prefix_room = prefix_room or prefix.length
         room = room or int(lengths.max()) + length
         steps = torch.arange(length, device=embedded.device)
@@ -212,92 +229,114 @@ class Decoder:
         seen = torch.where(
             column < prefix_room, column < prefix.length, column - prefix_room <= places[..., None]
         )
+        # Rows of a key/value head are its G query heads' L tokens.
         hides = embedded.new_zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
-        # (B, 1, G*L, P+S): rows of a key/value head are its G query heads' L tokens.
-        hides = hides[:, None].repeat(1, 1, self._groups, 1)
-        region = torch.arange(first, first + rows, device=embedded.device)[:, None]
+        hides = hides[:, None, None].expand(-1, -1, self._groups, -1, -1).flatten(2, 3)  # (B, 1, G*L, P+S)
+        region = row[:, None] + first
+        own = slice(first, first + rows)
         hidden = embedded
         for i, layer in enumerate(self._layers):
-            query, key, value = self._project(layer, hidden, rotation)
-            branches.keys[i][region, :, places] = key
-            branches.values[i][region, :, places] = value
-            own = slice(first, first + rows)
-            attended = self._attend(
-                query,
-                (prefix.keys[i, :, :prefix_room], prefix.values[i, :, :prefix_room]),
-                (branches.keys[i, own, :, :room], branches.values[i, own, :, :room]),
-                hides,
-            )
-            hidden = self._finish(layer, hidden, attended)
-        return _normalise(self._norm, hidden)
+            query, stored = self._project(layer, hidden, rotation)
+            branches.cache[i][:, region, :, places] = stored
+            # (2, B*K, S, C): regions are dense, so this is a view.
+            regions = branches.cache[i][:, own].flatten(1, 2)[..., :room, :]
+            if i == len(self._layers) - 1 and length > 1:  # nothing reads its other outputs
+                hidden, query = hidden[row, ends][:, None], query[row, ends][:, None]
+                hides = hides.view(rows, self._groups, length, -1)[row, :, ends][:, None]
+            attended = self._attend(query, prefix.cache[i][..., :prefix_room, :], regions, hides)
+            hidden = hidden + layer.out(attended)
+            hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
+        return _normalise(self._norm, hidden[:, 0])
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (B, L, 1, C/2) each, of (3, B, L) M-RoPE positions."""
+        """Cosines and sines for ``rotate``, (B, L, 1, C) each, of (3, B, L) M-RoPE positions."""
         return _cosines(positions.movedim(0, -1)[..., self._row_of_channel] * self._frequencies, dtype)
 
     def _project(
-        self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, L, H, C), keys and values (B, L, K, C) of a layer."""
-        attention, normed = layer.self_attn, _normalise(layer.input_layernorm, hidden)
-        query, key, value = (
-            projection(normed).unflatten(-1, (-1, self._channels))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        return rotate(query, *rotation), rotate(key, *rotation), value
+        self, layer: _Layer, hidden: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (B, L, H, C), and what the cache stores: keys and values, (B, L, 2, K, C)."""
+        rows, length, _ = hidden.shape
+        heads = layer.project(_normalise(layer.before, hidden)).view(rows, length, -1, self._channels)
+        queries = self._groups * self._heads
+        rotate(heads[:, :, : queries + self._heads], *rotation)
+        return heads[:, :, :queries], heads[:, :, queries:].unflatten(2, (2, self._heads))
 
-    def _finish(self, layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The rest of a layer: (B, L, H*C) attended values to (B, L, D) hidden states."""
-        hidden = hidden + layer.self_attn.o_proj(attended)
-        return hidden + layer.mlp(_normalise(layer.post_attention_layernorm, hidden))
-
-    def _attend(
-        self,
-        query: Tensor,
-        prefix: tuple[Tensor, Tensor],
-        own: tuple[Tensor, Tensor],
-        hides: Tensor,
-    ) -> Tensor:
+    def _attend(self, query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor) -> Tensor:
         """One softmax over prefix and own region.
 
         Args:
             query: (B, L, H, C).
-            prefix: keys and values, (K, P, C).
-            own: keys and values, (B, K, S, C).
+            prefix: keys and values, (2, K, P, C).
+            own: keys and values, (2, B*K, S, C).
             hides: (B, 1, G*L, P+S) float32, 0 or -inf.
 
         Returns:
             (B, L, H*C).
         """
         rows, length = query.shape[:2]
-        own_keys, own_values = (cache.flatten(0, 1) for cache in own)  # (B*K, S, C)
-        prefix_keys, prefix_values = prefix
-        query = query.unflatten(2, (self._heads, self._groups)).permute(0, 2, 3, 1, 4) * self._scale
-        query = query.flatten(2, 3)  # (B, K, G*L, C)
-        by_head = query.transpose(0, 1).flatten(1, 2)  # (K, B*G*L, C)
-        on_prefix = torch.bmm(by_head, prefix_keys.transpose(1, 2)).unflatten(1, (rows, -1)).transpose(0, 1)
-        on_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(1, 2)).unflatten(0, (rows, -1))
-        scores = torch.cat((on_prefix, on_own), -1).float() + hides
-        weights = scores.softmax(-1).to(query.dtype)
-        at = prefix_keys.shape[1]
-        from_prefix = torch.bmm(weights[..., :at].transpose(0, 1).flatten(1, 2), prefix_values)
-        from_own = torch.bmm(weights[..., at:].flatten(0, 1), own_values)
-        sums = from_prefix.unflatten(1, (rows, -1)).transpose(0, 1) + from_own.unflatten(0, (rows, -1))
-        return sums.unflatten(2, (self._groups, length)).permute(0, 3, 1, 2, 4).flatten(2)
+        heads, channels, among = self._heads, self._channels, self._groups * length
+        query = query.view(rows, length, heads, self._groups, channels).permute(0, 2, 3, 1, 4)
+        by_row = query.reshape(rows * heads, among, channels)
+        by_head = by_row.view(rows, heads, among, channels).transpose(0, 1).reshape(heads, -1, channels)
+        on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(heads, rows, among, -1)
+        on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(rows, heads, among, -1)
+        scores = torch.cat((on_prefix.transpose(0, 1), on_own), -1)
+        weights = torch.add(hides, scores, alpha=self._scale).softmax(-1).to(query.dtype)
+        at = prefix.shape[2]
+        to_prefix = weights[..., :at].transpose(0, 1).reshape(heads, rows * among, at)
+        to_own = weights[..., at:].reshape(rows * heads, among, -1)
+        sums = torch.bmm(to_own, own[1]).view(rows, heads, among, channels)
+        sums = sums + torch.bmm(to_prefix, prefix[1]).view(heads, rows, among, channels).transpose(0, 1)
+        return (
+            sums.view(rows, heads, self._groups, length, channels)
+            .permute(0, 3, 1, 2, 4)
+            .reshape(rows, length, -1)
+        )
 
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn (..., C) by angles of which (..., C/2) cosines and sines are given."""
-    first, second = heads.chunk(2, -1)
-    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
+    """Turn (..., C) in place by angles of which (..., C) cosines and sines are given; returns ``heads``."""
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    return heads.mul_(cosines).addcmul_(swapped, sines)
 
 
 def _cosines(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of (B, L, C/2) angles, with a dimension for the heads."""
-    angles = angles[:, :, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    """Of (B, L, C/2) angles, for both halves of the channels, with a dimension for the heads."""
+    cosines, sines = angles.cos(), angles.sin()
+    both = torch.cat((cosines, cosines), -1), torch.cat((-sines, sines), -1)
+    return both[0].to(dtype)[:, :, None], both[1].to(dtype)[:, :, None]
 
 
 def _normalise(norm: Any, hidden: Tensor) -> Tensor:
-    """A Qwen RMS norm as one kernel."""
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """A Qwen RMS norm."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    if hidden.is_cuda or hidden.dtype != torch.float32:
+        return torch.rms_norm(hidden, weight.shape, weight, epsilon)
+    # On the CPU torch's own is made of eight operations; these are five.
+    length = torch.linalg.vector_norm(hidden, 2, -1, True)
+    inverse = (length * length).mul_(1 / hidden.shape[-1]).add_(epsilon).rsqrt_()
+    return (hidden * inverse).mul_(weight)
+
+
+def _joined(modules: Sequence[nn.Module], join: bool) -> Callable[[Tensor], Tensor]:
+    """One product for all modules: their outputs, behind one another in the last dimension."""
+    plain = [module for module in modules if type(module) is nn.Linear]
+    if not join or len(plain) < len(modules):
+        if len(modules) == 1:
+            return modules[0]
+        return lambda hidden: torch.cat([module(hidden) for module in modules], -1)
+    weight = _gathered([module.weight for module in plain])
+    biases = [module.bias for module in plain if module.bias is not None]
+    bias = _gathered(biases) if len(biases) == len(plain) else None
+    return lambda hidden: F.linear(hidden, weight, bias)
+
+
+def _gathered(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Parameters behind one another in one tensor, whose parts they become."""
+    if len(parameters) == 1:
+        return parameters[0].detach()
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return whole
