@@ -242,16 +242,18 @@ class Batch:
             writing.length += len(chunk)
         counters.decode_steps += 1
         outcomes = self._choose(rows, logits)
+        assert self._regions is not None
         now = time.monotonic()
         for writing, outcome in zip(rows, outcomes, strict=True):
+            if writing not in self._rows:
+                continue  # another order of its options failed just now
             writing.prefilled = writing.prefilled or now
-            writing.say(writing, outcome)
             if isinstance(outcome, Failed):
-                assert self._regions is not None
                 self._regions.wipe(self._rows.index(writing))
+            if isinstance(outcome, Failed) or writing.grammar.done:
                 self._vacate(writing)
-            elif writing.grammar.done:
-                self._vacate(writing)
+            writing.say(writing, outcome)
+            if writing.grammar.done:
                 writing.end(writing)
 
     def _logits(self, first: int, rows: list[Writing], chunks: list[list[int]]) -> Tensor:

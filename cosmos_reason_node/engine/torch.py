@@ -274,13 +274,13 @@ class _Run:
         if isinstance(event, Failed):
             self.drop(writing.index)
             self._events.append(event)
-        elif writing is self._open[writing.index][0]:
+        elif writing in self._open.get(writing.index, ())[:1]:
             self._events.append(event)
 
     def _end(self, writing: Writing) -> None:
         """A branch is complete: its query is when all its orders are."""
-        writings = self._open[writing.index]
-        if not all(other.grammar.done for other in writings):
+        writings = self._open.get(writing.index, [])
+        if not writings or not all(other.grammar.done for other in writings):
             return
         now, first, batch = time.monotonic(), writings[0], self._batch
         del self._open[writing.index]
