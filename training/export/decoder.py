@@ -5,8 +5,11 @@ Whatever decides how rows see each other comes in: positions (as cosines and sin
 mask. So windows, their slides, chunks of a prompt and several questions packed into one sequence are the same
 graph. Only the new rows' keys and values come out; the caller puts them behind the ones it has.
 
-Axes: R new rows, S past rows, D hidden size, G key/value heads, C channels of a head, K rows that need logits,
-V vocabulary. There is no batch axis: rows of several branches lie side by side.
+The past is two inputs, because it lies in two places: a prefix that many branches share, and what the branches
+themselves hold.
+
+Axes: R new rows, P rows of the prefix, S rows of branches, D hidden size, G key/value heads, C channels of a
+head, V vocabulary. There is no batch axis: rows of several branches lie side by side.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class DecoderGraph(nn.Module):
     def __init__(self, model: LoadedModel, attend: Attend) -> None:
         super().__init__()
         language: Any = model.network.model.language_model
-        self.layers, self.norm, self.lm_head = language.layers, language.norm, model.network.lm_head
+        self.layers, self.norm = language.layers, language.norm
         self._attend = attend
 
     @property
@@ -41,30 +44,23 @@ class DecoderGraph(nn.Module):
         return self.norm.weight.dtype
 
     def forward(
-        self,
-        embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        last: Tensor,
-        past: tuple[tuple[Tensor, Tensor], ...],
+        self, embeds: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[tuple[Tensor, ...], ...]
     ) -> tuple[Tensor, ...]:
         """Run all layers.
 
         Args:
             embeds: (R, D).
             cos, sin: (R, C) float32, of the rows' M-RoPE positions.
-            mask: (R, S + R), 0 where a row may attend, very negative where not.
-            last: (K,) int64, rows to compute logits of.
-            past: for each layer keys and values, (S, G, C).
+            mask: (R, P + S + R), 0 where a row may attend, very negative where not.
+            past: for each layer keys and values of the prefix, (P, G, C), and of the branches, (S, G, C).
 
         Returns:
-            logits (K, V) float32, then keys and values (R, G, C) of the new rows, layer by layer.
+            hidden states (R, D), then keys and values (R, G, C) of the new rows, layer by layer.
         """
         hidden = embeds
         cos, sin = cos[:, None].to(self.dtype), sin[:, None].to(self.dtype)
         grown: list[Tensor] = []
-        for layer, (keys, values) in zip(self.layers, past, strict=True):
+        for layer, (prefix_keys, prefix_values, own_keys, own_values) in zip(self.layers, past, strict=True):
             attention = layer.self_attn
             normed = layer.input_layernorm(hidden)
             channels = attention.head_dim
@@ -72,9 +68,26 @@ class DecoderGraph(nn.Module):
             key = rotate(attention.k_proj(normed).unflatten(-1, (-1, channels)), cos, sin)
             value = attention.v_proj(normed).unflatten(-1, (-1, channels))
             grown += [key, value]
-            heads = [t.transpose(0, 1)[None] for t in (query, torch.cat((keys, key)), torch.cat((values, value)))]
+            keys = torch.cat((prefix_keys, own_keys, key))
+            values = torch.cat((prefix_values, own_values, value))
+            heads = [t.transpose(0, 1)[None] for t in (query, keys, values)]
             attended = self._attend(*heads, mask[None, None])[0].transpose(0, 1)
             hidden = hidden + attention.o_proj(attended.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        logits = self.lm_head(self.norm(hidden[last]))
-        return (logits.float(), *grown)
+        return (self.norm(hidden), *grown)
+
+
+class HeadGraph(nn.Module):
+    """The output layer apart from the decoder: most rows of a prompt need no logits.
+
+    Args:
+        model: the checkpoint.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.lm_head = model.network.lm_head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(R, D) to (R, V) float32."""
+        return self.lm_head(hidden).float()

@@ -81,15 +81,14 @@ class VisionGraph(nn.Module):
         Returns:
             (B, T, O) features in the type of the weights.
         """
-        hidden = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))[:, self.order]  # (B, N, D)
+        hidden = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
+        hidden = hidden.index_select(1, self.order)  # (B, N, D)
         for index, block in enumerate(self.blocks):
             attended = self._attention(block.attn, block.norm1(hidden), index in self._full)
             hidden = hidden + attended
             hidden = hidden + block.mlp(block.norm2(hidden))
-        merged = self.merger.ln_q(hidden).reshape(
-            -1, len(self.inverse), self._merge_rows * hidden.shape[-1]
-        )
-        return self.merger.mlp(merged)[:, self.inverse]
+        merged = self.merger.ln_q(hidden).reshape(-1, len(self.inverse), self._merge_rows * hidden.shape[-1])
+        return self.merger.mlp(merged).index_select(1, self.inverse)
 
     def _attention(self, attention: Any, hidden: Tensor, full: bool) -> Tensor:
         batch, rows, _ = hidden.shape
@@ -109,12 +108,12 @@ class VisionGraph(nn.Module):
         windows = []
         for tensor in (query, key, value):
             if not self._is_even:
-                tensor = tensor[:, self.gather]
+                tensor = tensor.index_select(1, self.gather)
             windows.append(tensor.reshape(-1, self._longest, heads, tensor.shape[-1]).transpose(1, 2))
         mask = None if self._is_even else self.window_mask.repeat(batch, 1, 1, 1)
         attended = self._attend(*windows, mask).transpose(1, 2)
         attended = attended.reshape(batch, self._windows * self._longest, heads, -1)
-        return attended if self._is_even else attended[:, self.slots]
+        return attended if self._is_even else attended.index_select(1, self.slots)
 
 
 def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:

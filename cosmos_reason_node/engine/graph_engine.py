@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on exported graphs, TensorRT's or ONNX Runtime's.
+
+Scheduling, caches and grammar are those of the engine on torch, which this is: features by frame pair,
+prefixes kept from one request to the next, branches advanced together. What differs is below them: which
+decoder runs, and where its keys and values lie (``graph_model``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import prompt
+from ..errors import CosmosReasonError, ErrorCode
+from ..models.mrope import MropeTime
+from ..models.spec import ModelSpec
+from ..types import ModelInfo, Window
+from ..vision.patchify import patchify
+from .base import Request
+from .batch import Batch, Machine
+from .grammar import Vocabulary
+from .graph_model import GraphDecoder, GraphModel
+from .graphs import Executor
+from .manifest import Manifest
+from .prefix import PrefixPool
+from .torch import TorchEngine
+from .vision_cache import VisionCache
+
+_FORCED_TOKENS = 64
+_KEPT_PREFIXES = 2
+
+
+class GraphEngine(TorchEngine):
+    """Answers requests with exported graphs.
+
+    Args:
+        directory: of the export.
+        manifest: its manifest, which fits this machine and these files.
+        spec: its description.
+        executor: runs its graphs; closed with this.
+        mrope_time, min_confidence, default_think_tokens, max_prompt_tokens, kept_pairs: see TorchEngine.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        spec: ModelSpec,
+        executor: Executor,
+        *,
+        mrope_time: MropeTime = "float",
+        min_confidence: float,
+        default_think_tokens: int = 0,
+        max_prompt_tokens: int = 0,
+        kept_pairs: int = 0,
+    ) -> None:
+        sizes = manifest.dimensions
+        model: Any = GraphModel(directory, manifest, spec, executor)
+        decoder: Any = GraphDecoder(manifest, executor)
+        self.model = model
+        self.mrope_time = mrope_time
+        self.min_confidence = min_confidence
+        self.default_think_tokens = default_think_tokens
+        self.context = spec.max_position
+        longest = max(1, min(self.context - _FORCED_TOKENS, sizes.max_prefix))
+        self._max_prompt_tokens = min(max_prompt_tokens or longest, longest)
+        self.vocabulary = Vocabulary(model.tokenizer, sizes.vocabulary)
+        self._frame_size = sizes.frame_height, sizes.frame_width
+        self._executor: Executor | None = executor
+        masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
+
+        def encode(frames: np.ndarray) -> torch.Tensor:
+            return model.encode(torch.from_numpy(patchify(frames, spec.patches)[0]))
+
+        self.machine = Machine(
+            model,
+            decoder,
+            VisionCache(encode, spec.patches.temporal_patch, kept_pairs),
+            PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
+            {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
+            keep_spare=kept_pairs > 0,
+        )
+        self._batches: list[Batch] = []
+        engine, device = executor.description
+        self._info = ModelInfo(
+            model_id=manifest.model_id,
+            digest=manifest.model_digest,
+            prompt_id=prompt.PROMPT_ID,
+            engine=engine,
+            device=device,
+            dtype=manifest.precision,
+        )
+
+    def observe(self, window: Window) -> None:
+        """See TorchEngine.observe."""
+        self._check_size(window)
+        super().observe(window)
+
+    def batch(self, request: Request) -> Batch:
+        """See TorchEngine.batch; refuses frames of a size that the graphs do not take."""
+        for window in request.windows:
+            self._check_size(window)
+        return super().batch(request)
+
+    def close(self) -> None:
+        """Free everything."""
+        super().close()
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    def _check_size(self, window: Window) -> None:
+        for frame in window.frames[:1]:  # whether the others are alike is looked at with everything else
+            if frame.image.shape[:2] != self._frame_size:
+                height, width = self._frame_size
+                raise CosmosReasonError(
+                    ErrorCode.BAD_IMAGE,
+                    f"frames are {frame.image.shape[0]}x{frame.image.shape[1]}, the graphs take {height}x{width} "
+                    "only: set frame_height and frame_width, or export with --frame-size",
+                )

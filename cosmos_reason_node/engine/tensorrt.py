@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT: one code for ``tensorrt`` (JetPack, data centre) and ``tensorrt_rtx`` (workstations).
+
+The two differ in three places: the name of the module; where CUDA graphs come from (TensorRT-RTX captures
+them itself, TensorRT's stream is captured here); and which one a GPU needs (``find_library``).
+
+A part has one block of scratch memory, and an execution context for every set of shapes and buffers that is
+replayed; the least used go first. The engine above gives few shapes and always the same buffers, so that a
+decode step is two launches: decoder and head.
+
+NOT EXECUTED without a GPU, and not yet on one: everything in ``TensorRtExecutor`` that runs after
+``_require_cuda`` in its constructor. What is: ``find_library``, ``this_system`` and the refusals. The buffers, shapes and calls that it is given are those that ONNX Runtime is given in the tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CosmosReasonError, ErrorCode
+from .manifest import PARTS, Manifest, check_build, engine_name
+
+# GPU generations that TensorRT-RTX builds for; the others (Jetson, data centre) need TensorRT itself.
+RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+_MAX_CONTEXTS = 48
+
+
+def find_library(name: str) -> Any:
+    """The Python module of "tensorrt" or "tensorrt_rtx".
+
+    Raises:
+        CosmosReasonError: NOT_AVAILABLE, with how to install it.
+    """
+    for module in _MODULES[name]:
+        try:
+            return importlib.import_module(module)
+        except (ImportError, OSError):
+            continue
+    how = (
+        "it is part of JetPack and of NVIDIA's container images (pip install tensorrt elsewhere)"
+        if name == "tensorrt"
+        else "pip install -r requirements/export.txt"
+    )
+    raise CosmosReasonError(ErrorCode.NOT_AVAILABLE, f"the Python module {name} is missing: {how}")
+
+
+def this_system() -> str:
+    """ "linux-x86_64", "linux-aarch64"."""
+    return f"{platform.system().lower()}-{platform.machine()}"
+
+
+def gpu_target(device: torch.device) -> str:
+    """GPU generation of a CUDA device: "sm89"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
+
+
+class TensorRtExecutor:
+    """Runs the engines of an export on a CUDA device.
+
+    Args:
+        directory: of the export.
+        manifest: its manifest; files are checked already.
+        device: a CUDA device.
+
+    Raises:
+        CosmosReasonError: NOT_AVAILABLE (no CUDA, no TensorRT), MODEL_INVALID (built for something else) with
+            what to build, OUT_OF_MEMORY.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, device: torch.device) -> None:
+        _require_cuda(device)
+        library = manifest.build.library if manifest.build else "tensorrt"
+        self._trt = find_library(library)
+        self._is_rtx = library == "tensorrt_rtx"
+        check_build(manifest, library, self._trt.__version__, gpu_target(device), this_system())
+        self._device = device
+        self._logger = self._trt.Logger(self._trt.Logger.WARNING)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._vision_stream = torch.cuda.Stream(device)
+        self._engines: dict[str, Any] = {}
+        self._scratch: dict[str, Tensor] = {}
+        self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
+        for part in PARTS:
+            path = directory / engine_name(part)
+            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is None:
+                raise CosmosReasonError(
+                    ErrorCode.MODEL_INVALID,
+                    f"TensorRT {self._trt.__version__} cannot load {path} (its log says why): build it here with "
+                    "python -m training.export --build-only",
+                )
+            self._engines[part] = engine
+            self._scratch[part] = torch.empty(
+                max(1, engine.device_memory_size_v2), dtype=torch.uint8, device=device
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The CUDA device."""
+        return self._device
+
+    @property
+    def description(self) -> tuple[str, str]:
+        """Names for ModelInfo."""
+        name = torch.cuda.get_device_name(self._device)
+        library = "tensorrt_rtx" if self._is_rtx else "tensorrt"
+        return f"{library} {self._trt.__version__}", f"{self._device} ({name})"
+
+    def run(self, part: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """See Executor."""
+        tensors = {**inputs, **outputs}
+        key = (part, *((t.data_ptr(), tuple(t.shape)) for t in tensors.values()))
+        context = self._contexts.get(key)
+        if context is None:
+            context = _Context(self._engines[part], self._scratch[part], self._trt, self._is_rtx)
+            for name, tensor in inputs.items():
+                if not context.trt_context.set_input_shape(name, tuple(tensor.shape)):
+                    raise CosmosReasonError(
+                        ErrorCode.ENGINE_FAILED,
+                        f"the engine {part} was not built for {name} of shape {tuple(tensor.shape)}",
+                    )
+            for name, tensor in tensors.items():
+                context.trt_context.set_tensor_address(name, tensor.data_ptr())
+            self._contexts[key] = context
+            while len(self._contexts) > _MAX_CONTEXTS:
+                torch.cuda.synchronize(self._device)  # it may be running
+                self._contexts.popitem(last=False)
+        self._contexts.move_to_end(key)
+        current = torch.cuda.current_stream(self._device)
+        if part != "vision":
+            context.launch(current, part)
+            return
+        self._vision_stream.wait_stream(current)
+        context.launch(self._vision_stream, part)
+        for tensor in tensors.values():  # not to be given to anyone else before the vision stream is through
+            tensor.record_stream(self._vision_stream)
+
+    def join(self) -> None:
+        """Let the current stream wait for the vision stream."""
+        torch.cuda.current_stream(self._device).wait_stream(self._vision_stream)
+
+    def close(self) -> None:
+        """Free everything on the device."""
+        torch.cuda.synchronize(self._device)
+        self._contexts.clear()
+        self._engines.clear()
+        self._scratch.clear()
+        torch.cuda.empty_cache()
+
+
+class _Context:
+    """An execution context for one set of shapes and buffers: run once, captured, then replayed."""
+
+    def __init__(self, engine: Any, scratch: Tensor, trt: Any, is_rtx: bool) -> None:
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if is_rtx:
+            settings = engine.create_runtime_config()
+            settings.set_execution_context_allocation_strategy(strategy)
+            settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self.trt_context = engine.create_execution_context(settings)
+        else:
+            self.trt_context = engine.create_execution_context(strategy)
+        if self.trt_context is None:
+            raise CosmosReasonError(
+                ErrorCode.OUT_OF_MEMORY, "TensorRT cannot make an execution context: free GPU memory"
+            )
+        self.trt_context.set_device_memory(scratch.data_ptr(), scratch.nbytes)
+        self._captures = not is_rtx  # TensorRT-RTX replays by itself
+        self._launched = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def launch(self, stream: torch.cuda.Stream, part: str) -> None:
+        """Enqueue one run."""
+        if self._graph is not None:
+            with torch.cuda.stream(stream):
+                self._graph.replay()
+            return
+        if self._launched and self._captures:
+            graph = torch.cuda.CUDAGraph()
+            side = torch.cuda.Stream(stream.device)  # the default stream cannot be captured
+            torch.cuda.synchronize(stream.device)
+            with torch.cuda.graph(graph, stream=side):
+                self._enqueue(side, part)
+            self._graph = graph
+            self.launch(stream, part)
+            return
+        self._enqueue(stream, part)
+        self._launched = True
+
+    def _enqueue(self, stream: torch.cuda.Stream, part: str) -> None:
+        if not self.trt_context.execute_async_v3(stream.cuda_stream):
+            raise CosmosReasonError(
+                ErrorCode.ENGINE_FAILED, f"TensorRT failed in {part}; its log on standard error says why"
+            )
+
+
+def _require_cuda(device: torch.device) -> None:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise CosmosReasonError(
+            ErrorCode.NOT_AVAILABLE,
+            f"engine tensorrt needs a CUDA device and a torch that sees it, not {device}: take engine torch or "
+            "onnx here",
+        )
