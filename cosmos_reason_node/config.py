@@ -56,7 +56,26 @@ class Config:
 
     # Model and engine
     model: str = setting("", "Directory of the checkpoint (Hugging Face layout, safetensors).")
-    engine: str = setting("torch", "Which engine runs the model.", choices=("torch",))
+    engine: str = setting(
+        "torch",
+        "Which engine runs the model. tensorrt and onnx take a folder that training.export has written as "
+        "the model, remote asks the server of remote_url.",
+        choices=("torch", "tensorrt", "onnx", "remote"),
+    )
+    engine_fallback: str = setting(
+        "",
+        "Checkpoint that engine torch loads when the engine asked for cannot run here; empty = do not fall "
+        "back.",
+    )
+    remote_url: str = setting("", "Base URL of an OpenAI-compatible server, with /v1 (engine remote).")
+    remote_model: str = setting("", "The server's name for the model; empty = the only one it serves.")
+    remote_key_env: str = setting("", "Environment variable that holds the server's key; empty = no key.")
+    remote_video: str = setting(
+        "images",
+        "How windows go to the server: images (frames one by one), video (frames as one JPEG sequence, vLLM), "
+        "embeds (features computed here with the checkpoint's vision tower, vLLM).",
+        choices=("images", "video", "embeds"),
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: str = setting(
         "auto",

@@ -24,14 +24,57 @@ from .base import Request
 from .batch import Batch, Machine
 from .grammar import Vocabulary
 from .graph_model import GraphDecoder, GraphModel
-from .graphs import Executor
-from .manifest import Manifest
+from .graphs import Executor, OnnxExecutor
+from .manifest import PARTS, Manifest, check_files, check_model, engine_name, onnx_name, read_manifest
 from .prefix import PrefixPool
+from .spec import EngineSpec
 from .torch import TorchEngine
 from .vision_cache import VisionCache
 
 _FORCED_TOKENS = 64
 _KEPT_PREFIXES = 2
+
+
+def load_graph_engine(spec: EngineSpec, directory: Path, model: ModelSpec) -> GraphEngine:
+    """The engine on the folder of an export, with TensorRT or ONNX Runtime ("onnx").
+
+    Raises:
+        CosmosReasonError: the folder is damaged, or does not fit this machine, with what to do.
+    """
+    manifest = read_manifest(directory)
+    check_model(manifest, model)
+    device = torch.device(
+        ("cpu" if spec.kind == "onnx" else "cuda") if spec.device == "auto" else spec.device
+    )
+    described = [name for name in manifest.files if not name.endswith((".onnx", ".onnx.data", ".engine"))]
+    executor: Executor
+    if spec.kind == "onnx":
+        if device.type != "cpu":
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, f"engine onnx runs on the CPU, not on {spec.device}: set device"
+            )
+        graphs = [onnx_name(part) for part in PARTS]
+        check_files(directory, manifest, [*described, *graphs, *(f"{name}.data" for name in graphs)])
+        executor = OnnxExecutor(directory, manifest, spec.threads)
+    else:
+        from .tensorrt import TensorRtExecutor, require_cuda
+
+        require_cuda(device)
+        check_files(directory, manifest, [*described, *(engine_name(part) for part in PARTS)])
+        executor = TensorRtExecutor(directory, manifest, device)
+    pairs = model.window_frames // model.patches.temporal_patch
+    mrope_time: Any = spec.mrope_time
+    return GraphEngine(
+        directory,
+        manifest,
+        model,
+        executor,
+        mrope_time=mrope_time,
+        min_confidence=spec.min_confidence,
+        default_think_tokens=spec.default_think_tokens,
+        max_prompt_tokens=spec.max_prompt_tokens,
+        kept_pairs=2 * pairs,
+    )
 
 
 class GraphEngine(TorchEngine):
@@ -119,6 +162,6 @@ class GraphEngine(TorchEngine):
                 height, width = self._frame_size
                 raise CosmosReasonError(
                     ErrorCode.BAD_IMAGE,
-                    f"frames are {frame.image.shape[0]}x{frame.image.shape[1]}, the graphs take {height}x{width} "
-                    "only: set frame_height and frame_width, or export with --frame-size",
+                    f"frames are {frame.image.shape[0]}x{frame.image.shape[1]}, the graphs take only "
+                    f"{height}x{width}: set frame_height and frame_width, or export with --frame-size",
                 )

@@ -5,7 +5,7 @@
     read, write    rows -> mask, cosines, sines -> the decoder graph -> new keys and values into their place
 
 The caches are the runtime's: a graph is given the prefix's and the branches' rows where they lie, and gives
-back the new rows only, which are copied to their place once. Of the old rows nothing is copied by the runtime.
+back the new rows only, which are copied to their place once. The runtime copies none of the old rows.
 (Inside the graph old and new rows are joined before attention; what TensorRT makes of that is its own.)
 
 Axes: B branches, L tokens of each, R = B*L rows of a call, P rows of a prefix, S rows of branches, N layers,
@@ -56,7 +56,7 @@ class GraphModel:
         )
 
     def encode(self, patches: Tensor) -> Tensor:
-        """One temporal patch: (rows, values) float32 to (tokens, D). Always this batch: always the same bits."""
+        """One temporal patch: (rows, values) float32 to (tokens, D). Of one batch size, for the same bits."""
         self._executor.join()  # the buffers may still be in use
         self._pixels[0].copy_(patches)
         self._executor.run("vision", {"pixels": self._pixels}, {"features": self._features})
@@ -267,7 +267,7 @@ class GraphDecoder:
         self._cosines[:count] = angles.cos().repeat(1, 2)
         self._sines[:count] = angles.sin().repeat(1, 2)
         held, own_rows = prefix.capacity, own.shape[2]
-        # Rows that fill the bucket up see only the filled-up corner, never nothing: a softmax over nothing is NaN.
+        # Rows that fill the bucket up see one another: a softmax over nothing would be NaN.
         mask = self._mask[: rows * (held + own_rows + rows)].view(rows, -1)
         mask.fill_(MASKED)
         mask[:count, : prefix.length] = 0

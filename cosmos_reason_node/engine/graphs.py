@@ -78,13 +78,13 @@ class OnnxExecutor:
         if manifest.dtype == "bfloat16":
             raise CosmosReasonError(
                 ErrorCode.NOT_AVAILABLE,
-                "ONNX Runtime has no bfloat16 on the CPU: export with --precision fp32 or fp16 for engine onnx",
+                "ONNX Runtime has no bfloat16 on the CPU: export with --precision fp32 or fp16",
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Buffers are the caller's, and shapes change with every chunk: an arena would keep the largest of all.
+        # Shapes change with every chunk: an arena would keep the largest of all.
         options.enable_cpu_mem_arena = False
         self._threads = options.intra_op_num_threads
         self._sessions: dict[str, Any] = {}
@@ -96,8 +96,8 @@ class OnnxExecutor:
             except Exception as error:  # ONNX Runtime's own classes derive from nothing closer
                 raise CosmosReasonError(
                     ErrorCode.MODEL_INVALID,
-                    f"{directory / onnx_name(part)} cannot be loaded ({error}); copy the folder anew or export "
-                    "again",
+                    f"{directory / onnx_name(part)} cannot be loaded ({error}); copy the folder anew or "
+                    "export again",
                 ) from error
         self._version = onnxruntime.__version__
 

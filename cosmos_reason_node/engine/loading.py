@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -12,12 +14,27 @@ from .. import decision, prompt
 from ..errors import CosmosReasonError, ErrorCode
 from ..models.checkpoint import check_files
 from ..models.mrope import MROPE_TIMES
-from ..models.spec import read_model_spec
+from ..models.spec import ModelSpec, read_model_spec
 from ..types import Frame, Query, QueryKind, Window
 from .base import Done, Engine, Failed, Request
+from .manifest import check_model, read_manifest
 from .spec import EngineSpec
 
+KINDS = ("torch", "tensorrt", "onnx", "remote")
+_log = logging.getLogger(__name__)
 _CAMERA_SIZE = (480, 640)  # assumed by the warm-up of a model without a fixed frame size
+
+
+def check_model_dir(directory: Path, kind: str, spec: ModelSpec) -> None:
+    """See that a model directory holds what an engine of this kind loads.
+
+    Raises:
+        CosmosReasonError: MODEL_INVALID or MODEL_NOT_FOUND, with what to do.
+    """
+    if kind in ("tensorrt", "onnx"):
+        check_model(read_manifest(directory), spec)
+    elif kind == "torch":
+        check_files(directory)
 
 
 def load_engine(spec: EngineSpec) -> Engine:
@@ -26,33 +43,56 @@ def load_engine(spec: EngineSpec) -> Engine:
     Raises:
         CosmosReasonError: with what to do.
     """
-    if spec.kind != "torch":
-        raise CosmosReasonError(ErrorCode.INVALID_REQUEST, f"engine must be torch, not {spec.kind!r}")
+    try:
+        return _load(spec)
+    except CosmosReasonError as error:
+        if not spec.fallback_dir or spec.kind == "torch":
+            raise
+        _log.warning("engine %s: %s. Falling back to torch on %s", spec.kind, error, spec.fallback_dir)
+        return _load(dataclasses.replace(spec, kind="torch", model_dir=spec.fallback_dir))
+
+
+def _load(spec: EngineSpec) -> Engine:
+    if spec.kind not in KINDS:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST, f"engine must be one of {', '.join(KINDS)}, not {spec.kind!r}"
+        )
     # What can be wrong with the directory is said before the seconds that importing torch takes.
-    read_model_spec(spec.model_dir)
-    check_files(Path(spec.model_dir).expanduser())
+    model_spec = read_model_spec(spec.model_dir)
+    directory = Path(spec.model_dir).expanduser()
+    check_model_dir(directory, spec.kind, model_spec)
     if spec.mrope_time not in MROPE_TIMES:
         raise CosmosReasonError(
             ErrorCode.INVALID_REQUEST,
             f"mrope_time must be of {', '.join(MROPE_TIMES)}, not {spec.mrope_time!r}",
         )
+    if spec.kind == "remote":
+        from .remote import RemoteEngine
+
+        return RemoteEngine(spec, model_spec)  # its first request is its self-test: a server may be down now
     import torch
 
-    from ..models import qwen2_5_vl
-    from .torch import TorchEngine
-
     torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
-    engine = TorchEngine(
-        model,
-        mrope_time=spec.mrope_time,
-        min_confidence=spec.min_confidence,
-        default_think_tokens=spec.default_think_tokens,
-        max_prompt_tokens=spec.max_prompt_tokens,
-    )
-    frames = model.spec.window_frames if spec.warm_up else model.spec.patches.temporal_patch
-    height, width = model.spec.frame_size_for(*_CAMERA_SIZE)
-    _self_test(engine, _black_window(frames, height, width, model.spec.fps))
+    engine: Engine
+    if spec.kind == "torch":
+        from ..models import qwen2_5_vl
+        from .torch import TorchEngine
+
+        model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
+        engine = TorchEngine(
+            model,
+            mrope_time=spec.mrope_time,
+            min_confidence=spec.min_confidence,
+            default_think_tokens=spec.default_think_tokens,
+            max_prompt_tokens=spec.max_prompt_tokens,
+        )
+    else:
+        from .graph_engine import load_graph_engine
+
+        engine = load_graph_engine(spec, directory, model_spec)
+    frames = model_spec.window_frames if spec.warm_up else model_spec.patches.temporal_patch
+    height, width = model_spec.frame_size_for(*_CAMERA_SIZE)
+    _self_test(engine, _black_window(frames, height, width, model_spec.fps))
     return engine
 
 

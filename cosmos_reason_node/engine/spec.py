@@ -17,7 +17,8 @@ class EngineSpec:
 
     Attributes:
         model_dir: local directory in Hugging Face format.
-        kind: implementation; "torch".
+        kind: implementation; "torch", "tensorrt" and "onnx" (both on a folder that training.export has
+            written), "remote".
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "auto" (float32 on cpu, bfloat16 on cuda), "float32", "bfloat16", "float16".
         threads: CPU threads of the engine process; 0: one less than it may use, at least 1.
@@ -28,6 +29,12 @@ class EngineSpec:
         max_active: requests that advance in turns; the rest wait. One interactive request more may advance.
         warm_up: run the self-test on a window of full size, so that the first request is not slower.
         niceness: added to the process's priority value, so that cameras are served before inference.
+        fallback_dir: checkpoint that torch loads when the engine asked for cannot be had here; "": say so and
+            end.
+        remote_url: of an OpenAI-compatible server, "http://host:8000/v1" ("remote").
+        remote_model: its name for the model; "": the only one it serves.
+        remote_key_env: environment variable that holds the key; "": none.
+        remote_video: how windows are sent, see remote.py.
     """
 
     model_dir: str
@@ -42,6 +49,11 @@ class EngineSpec:
     max_active: int = 4
     warm_up: bool = True
     niceness: int = 5
+    fallback_dir: str = ""
+    remote_url: str = ""
+    remote_model: str = ""
+    remote_key_env: str = ""
+    remote_video: str = "images"
 
 
 class EngineState(enum.Enum):

@@ -8,8 +8,9 @@ A part has one block of scratch memory, and an execution context for every set o
 replayed; the least used go first. The engine above gives few shapes and always the same buffers, so that a
 decode step is two launches: decoder and head.
 
-NOT EXECUTED without a GPU, and not yet on one: everything in ``TensorRtExecutor`` that runs after
-``_require_cuda`` in its constructor. What is: ``find_library``, ``this_system`` and the refusals. The buffers, shapes and calls that it is given are those that ONNX Runtime is given in the tests.
+NOT EXECUTED without a GPU, and not yet on one: everything in ``TensorRtExecutor`` and ``_Context`` that runs
+after ``require_cuda``. What is: ``find_library``, ``this_system`` and the refusals. The buffers, shapes and
+calls that the executor is given are those that ONNX Runtime is given in the tests.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def find_library(name: str) -> Any:
 
 
 def this_system() -> str:
-    """ "linux-x86_64", "linux-aarch64"."""
+    """Operating system and processor: "linux-x86_64", "linux-aarch64"."""
     return f"{platform.system().lower()}-{platform.machine()}"
 
 
@@ -77,7 +78,7 @@ class TensorRtExecutor:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, device: torch.device) -> None:
-        _require_cuda(device)
+        require_cuda(device)
         library = manifest.build.library if manifest.build else "tensorrt"
         self._trt = find_library(library)
         self._is_rtx = library == "tensorrt_rtx"
@@ -95,8 +96,8 @@ class TensorRtExecutor:
             if engine is None:
                 raise CosmosReasonError(
                     ErrorCode.MODEL_INVALID,
-                    f"TensorRT {self._trt.__version__} cannot load {path} (its log says why): build it here with "
-                    "python -m training.export --build-only",
+                    f"TensorRT {self._trt.__version__} cannot load {path} (its log says why): build it here "
+                    "with python -m training.export --build-only",
                 )
             self._engines[part] = engine
             self._scratch[part] = torch.empty(
@@ -203,10 +204,11 @@ class _Context:
             )
 
 
-def _require_cuda(device: torch.device) -> None:
+def require_cuda(device: torch.device) -> None:
+    """Refuse what is not a CUDA device of this machine; CosmosReasonError(NOT_AVAILABLE)."""
     if device.type != "cuda" or not torch.cuda.is_available():
         raise CosmosReasonError(
             ErrorCode.NOT_AVAILABLE,
-            f"engine tensorrt needs a CUDA device and a torch that sees it, not {device}: take engine torch or "
-            "onnx here",
+            f"engine tensorrt needs a CUDA device and a torch that sees it, not {device}: take engine torch "
+            "or onnx here",
         )

@@ -11,9 +11,9 @@ from cosmos_reason_node.engine.graph_engine import GraphEngine
 from cosmos_reason_node.engine.graphs import OnnxExecutor
 from cosmos_reason_node.engine.manifest import read_manifest
 from cosmos_reason_node.models.spec import read_model_spec
+from tests import tiny_model
 from training.export.plan import Plan, make_plan
 from training.export.run import export
-from tests import tiny_model
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 _ROOT = tempfile.TemporaryDirectory(prefix="cosmos-reason-export-")

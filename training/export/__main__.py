@@ -2,7 +2,7 @@
 """A checkpoint to ONNX graphs and TensorRT engines, in a folder that the node loads.
 
     python -m training.export --model models/nano --target sm89 --precision fp16
-    python -m training.export --model DIR --target sm87 --precision int4-awq      # graphs; engines on the board:
+    python -m training.export --model DIR --target sm87 --precision int4-awq    # graphs; engines on the board:
     python -m training.export --build-only --out FOLDER --target sm87
     python -m training.export compare --model DIR --export FOLDER --bench sim     # what the precision costs
 
@@ -21,7 +21,7 @@ from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.checkpoint import check_files
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .plan import PlanError, describe, make_plan
+from .plan import OPSETS, PlanError, describe, make_plan
 from .targets import TARGETS
 
 _BUILT_ELSEWHERE = 3  # exit code: the graphs are written, the engines have to be built on the target
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help=f"GPU generation: {', '.join(TARGETS)}")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
     parser.add_argument("--out", type=Path, help="folder (build/export/MODEL-PRECISION-TARGET)")
-    parser.add_argument("--opset", type=int, choices=(18, 21, 23), default=0, help="default: the target's")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=0, help="default: the target's")
     parser.add_argument(
         "--frame-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the model's)"
     )

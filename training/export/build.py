@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs to TensorRT engines: for another GPU by TensorRT-RTX, for this one by whichever is installed."""
+"""ONNX graphs to TensorRT engines: for another GPU by TensorRT-RTX, for this one by what is installed."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def choose_library(target: Target) -> tuple[Any, str]:
                     continue
     if not target.builds_anywhere:
         raise BuildError(
-            f"engines for {target.name} ({target.boards}) are built by TensorRT on such a board, not here: copy "
-            "the folder there"
+            f"engines for {target.name} ({target.boards}) are built by TensorRT on such a board, not here: "
+            "copy the folder there"
         )
     try:
         return find_library("tensorrt_rtx"), "tensorrt_rtx"

@@ -5,8 +5,8 @@ Whatever decides how rows see each other comes in: positions (as cosines and sin
 mask. So windows, their slides, chunks of a prompt and several questions packed into one sequence are the same
 graph. Only the new rows' keys and values come out; the caller puts them behind the ones it has.
 
-The past is two inputs, because it lies in two places: a prefix that many branches share, and what the branches
-themselves hold.
+The past is two inputs, because it lies in two places: a prefix that many branches share, and what the
+branches themselves hold.
 
 Axes: R new rows, P rows of the prefix, S rows of branches, D hidden size, G key/value heads, C channels of a
 head, V vocabulary. There is no batch axis: rows of several branches lie side by side.
@@ -50,7 +50,8 @@ class DecoderGraph(nn.Module):
 
         Args:
             embeds: (R, D).
-            cos, sin: (R, C) float32, of the rows' M-RoPE positions.
+            cos: (R, C) float32, of the rows' M-RoPE positions.
+            sin: likewise.
             mask: (R, P + S + R), 0 where a row may attend, very negative where not.
             past: for each layer keys and values of the prefix, (P, G, C), and of the branches, (S, G, C).
 

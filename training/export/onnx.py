@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the graphs as ONNX files: named inputs and outputs, weights beside them in one file a graph.
 
-Flavours of the same graphs: opset 18, which parsers since TensorRT 8.6 read, with attention spelt out; opset 21,
-the same with 4-bit and 8-bit float weights; opset 23 (TensorRT >= 10.15, TensorRT-RTX), where attention is one
-operator.
+Flavours of the same graphs: opset 18, which parsers since TensorRT 8.6 read, with attention spelt out; opset
+21, the same with 4-bit and 8-bit float weights; opset 23 (TensorRT >= 10.15, TensorRT-RTX), where attention is
+one operator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .decoder import DecoderGraph, HeadGraph
 from .quantise import FP8, INT4
 from .vision import VisionGraph
 
-OPSETS: dict[int, Attend] = {18: attend_by_products, 21: attend_by_products, 23: attend_by_operator}
+ATTENTION: dict[int, Attend] = {18: attend_by_products, 21: attend_by_products, 23: attend_by_operator}
 # All unlike, so that no two axes are taken for one.
 _ROWS, _PREFIX, _OWN = 5, 7, 11
 
@@ -40,7 +40,7 @@ def write_vision(graph: VisionGraph, rows: int, patch_dim: int, directory: Path,
         rows: patches of a temporal patch.
         patch_dim: values of a patch.
         directory: exists.
-        opset: of ``OPSETS``.
+        opset: of ``ATTENTION``.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an export is to make, worked out from the checkpoint's description before anything heavy is imported."""
+"""What an export is to make, worked out from the checkpoint's description alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .targets import TARGETS, Target
 # Activations by precision; quantised weights are unpacked to it.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CACHE_STEP, MAX_ROWS, MAX_OWN, MAX_PATCHES = 64, 512, 2048, 16
+OPSETS = (18, 21, 23)
+_LEAST_OPSET = {"int8-wo": 21, "int4-awq": 21, "fp8": 21}
 _CAMERAS = 2  # whose full windows fit into a prefix
 _TEXT_ROOM = 256  # of a prefix, for what is not video
 _CAMERA_SIZE = (480, 640)  # assumed for a model without a frame size of its own
@@ -69,7 +71,7 @@ class Plan:
 
     @property
     def build_bytes(self) -> float:
-        """Memory that building takes: the decoder's weights as parsed, as chosen, and as the engine's bytes."""
+        """Memory that building takes: the decoder's weights as parsed, as chosen, and as they are written."""
         return 3 * (self.parameters - self.tower) * _BYTES[self.precision] + _WORKING_BYTES
 
     @property
@@ -133,6 +135,11 @@ def make_plan(
     wanted = max_tokens or min(_CAMERAS * windows + _TEXT_ROOM, spec.max_position)
     if wanted > spec.max_position:
         raise PlanError(f"--max-tokens {wanted}: the model knows {spec.max_position} positions")
+    if opset not in (0, *OPSETS):
+        raise PlanError(f"--opset must be one of {', '.join(map(str, OPSETS))}, not {opset}")
+    least = _LEAST_OPSET.get(precision, OPSETS[0])
+    if 0 < opset < least:
+        raise PlanError(f"--opset {opset} has no {precision} weights: take {least} or more")
     dimensions = Dimensions(
         frame_height=frame_size[0],
         frame_width=frame_size[1],
@@ -153,7 +160,7 @@ def make_plan(
         sections=tuple(int(size) for size in rope["mrope_section"]),
     )
     whole, tower = count_parameters(vision, text, vocabulary, spec.patches.patch_dim, spec.patches.merge)
-    return Plan(model, spec, chosen, precision, opset or chosen.opset, dimensions, whole, tower)
+    return Plan(model, spec, chosen, precision, opset or max(chosen.opset, least), dimensions, whole, tower)
 
 
 def count_parameters(
@@ -178,6 +185,6 @@ def describe(plan: Plan) -> list[str]:
         f"{plan.target.name} ({plan.target.boards}), opset {plan.opset}",
         f"frames of {sizes.frame_height}x{sizes.frame_width}, {sizes.patch_tokens} visual tokens a temporal "
         f"patch, up to {sizes.max_prefix} tokens before the questions",
-        f"memory: about {plan.export_bytes / 1e9:.1f} GB to write the graphs, {plan.build_bytes / 1e9:.1f} GB to "
-        f"build engines, {plan.device_bytes / 1e9:.1f} GB on the GPU with one cache",
+        f"memory: about {plan.export_bytes / 1e9:.1f} GB to write the graphs, {plan.build_bytes / 1e9:.1f} GB "
+        f"to build engines, {plan.device_bytes / 1e9:.1f} GB on the GPU with one cache",
     ]

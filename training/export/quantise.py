@@ -5,8 +5,8 @@
     int4-awq   4-bit weights in blocks along the input, inputs rescaled by what they are like (AWQ)
     fp8        8-bit floats (e4m3), weights and activations, one scale each
 
-Only the decoder's linear layers are quantised: they are what every token reads. The vision tower, the embedding
-and the output layer keep the activations' type.
+Only the decoder's linear layers are quantised: they are what every token reads. The vision tower, the
+embedding and the output layer keep the activations' type.
 
 Axes: I inputs, O outputs of a layer, G = I / block.
 """

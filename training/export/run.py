@@ -130,8 +130,8 @@ def check_memory(needed: float, what: str) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise PlanError(
-            f"{what} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: end other programs, add swap, "
-            "or do it on a larger machine (the folder can be copied)"
+            f"{what} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: end other programs, add "
+            "swap, or do it on a larger machine (the folder can be copied)"
         )
 
 
@@ -196,7 +196,7 @@ def _write_graphs(
     from cosmos_reason_node.models.qwen2_5_vl import load
 
     from .decoder import DecoderGraph, HeadGraph
-    from .onnx import OPSETS, write_decoder, write_head, write_vision
+    from .onnx import ATTENTION, write_decoder, write_head, write_vision
     from .vision import VisionGraph
 
     say("loading the checkpoint")
@@ -210,13 +210,13 @@ def _write_graphs(
     for part in missing:
         say(f"writing {onnx_name(part)}")
         if part == "vision":
-            graph = VisionGraph(model, plan.frame_size, OPSETS[plan.opset])
+            graph = VisionGraph(model, plan.frame_size, ATTENTION[plan.opset])
             sizes = plan.dimensions
             written = write_vision(graph, sizes.patch_rows, sizes.patch_dim, directory, plan.opset)
         elif part == "head":
             written = write_head(HeadGraph(model), directory, plan.opset)
         else:
-            written = write_decoder(DecoderGraph(model, OPSETS[plan.opset]), directory, plan.opset)
+            written = write_decoder(DecoderGraph(model, ATTENTION[plan.opset]), directory, plan.opset)
             table = model.network.model.language_model.embed_tokens.weight.detach().contiguous()
             partial = directory / f".{EMBEDDING}.partial"
             save_file({"weight": table}, partial)

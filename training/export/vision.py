@@ -120,7 +120,8 @@ def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, np.nda
     """Visual tokens of a grid in the order of their attention windows.
 
     Args:
-        rows, columns: of the merged grid.
+        rows: of the merged grid.
+        columns: of it.
         side: of a window, in merged tokens.
 
     Returns:
