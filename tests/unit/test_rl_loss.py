@@ -93,7 +93,9 @@ def test_importance_correction_makes_old_answers_unbiased():
     """Tokens sampled with other weights, corrected without a bound, give the present policy's gradient."""
     policy, old = [t.requires_grad_() for t in tables(4)], tables(5, scale=0.5)
     sampled = token_log_probs(old)
-    first = torch.randn(TOKENS, generator=torch.Generator().manual_seed(6)).double()  # paid for the first token
+    first = torch.randn(
+        TOKENS, generator=torch.Generator().manual_seed(6)
+    ).double()  # paid for the first token
     advantages = torch.stack([torch.stack([first[a], first[a] * 0]) for a, b in ANSWERS])
     wanted = gradient((policy[0].softmax(-1) * first).sum(), policy[:1])
     for cap in (0.0, 1e9):

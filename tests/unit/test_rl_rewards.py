@@ -48,7 +48,9 @@ def test_anything_else_is_not_the_format_and_earns_nothing(text):
     assert rewards.accuracy(text, MCQ, "B") == 0.0
 
 
-@pytest.mark.parametrize("answer", ["B", "b", "(B)", "B.", "the blue ball", "The blue ball.", "B. the blue ball"])
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "B.", "the blue ball", "The blue ball.", "B. the blue ball"]
+)
 def test_an_option_by_letter_or_text(answer):
     assert rewards.accuracy(said(answer), MCQ, "B") == 1.0
 

@@ -67,7 +67,9 @@ def frozen_batch():
     }
 
 
-@pytest.mark.parametrize(("aggregation", "theirs"), [("sequence", "grpo"), ("token", "bnpo"), ("constant", "dr_grpo")])
+@pytest.mark.parametrize(
+    ("aggregation", "theirs"), [("sequence", "grpo"), ("token", "bnpo"), ("constant", "dr_grpo")]
+)
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss_and_gradients(trainer, aggregation, theirs, beta):
     model, batch = trainer.model, frozen_batch()

@@ -4,7 +4,8 @@
     driver (this process)   starts all; replaces rollout and reward workers that die; tells the books
     books                   one actor; Ray restarts it, and its journal tells it what it knew
     rollout-N, reward-N     actors anywhere in the cluster, each in its loop (loop.py)
-    trainer                 Ray Train: all of its processes are restarted together from the last checkpoint
+    trainer                 an actor; with several processes Ray Train, which restarts them together: from the
+                            last checkpoint
 
 Any of them may be killed at any time. Workers join late: the driver starts as many as the configuration says
 whenever the cluster has room for them.
@@ -123,9 +124,6 @@ def _train(config: RlConfig, books: RemoteBooks) -> None:
         trainer.fit()
     except Exception as error:  # Ray wraps the workers' errors in its own
         raise TrainingError(f"the trainer failed: {error}") from error
-    said = books.failure()
-    if said:
-        raise TrainingError(said)
 
 
 def _trainer_process(arguments: dict[str, Any]) -> None:

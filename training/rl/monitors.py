@@ -212,15 +212,15 @@ def flat(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _said(text: str, task: Task) -> str:
-    """An option's letter, "yes", "no", "(words)" or "(unparsed)"."""
+    """An option's letter, "yes", "no", "words" or "unparsed"."""
     try:
         parsed = decision.parse_output(text, task.query)
     except decision.ParseError:
-        return "(unparsed)"
+        return "unparsed"
     if parsed.option_index >= 0:
         return letter(parsed.option_index)
     answer = parsed.answer.lower()
-    return answer if answer in ("yes", "no") else "(words)"
+    return answer if answer in ("yes", "no") else "words"
 
 
 def _sum(entries: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:

@@ -196,7 +196,7 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 160) -> Path:
     return directory
 
 
-def settings(model: Path, data: Path, output: Path, seed: int, **sections: dict[str, Any]) -> RlConfig:
+def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: dict[str, Any]) -> RlConfig:
     """The configuration of a toy run; ``sections`` change single keys."""
     value: dict[str, dict[str, Any]] = {
         "model": {"path": str(model), "compute": "float32", "checkpointing": False},

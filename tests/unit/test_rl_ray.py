@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of processes: synchronous ones equal the single process bit for bit, and every role may be killed.
+
+Ray is started once for the module; it takes its time on a busy machine.
+"""
+
+import random
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.unit.rl_files import make_base, short, story
+from training.sft.report import read_log
+
+ray = pytest.importorskip("ray", reason="only run.launcher: ray needs it: requirements/train.txt")
+
+ROLES = {"rollout": "_Worker", "reward": "_Worker", "trainer": "_Trainer", "books": "_BooksActor"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("rl"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    from training.sft.launch import start_ray
+
+    start_ray(8)
+    yield
+    ray.shutdown()
+
+
+def processes(name):
+    """Processes of Ray actors of a class, oldest first."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ray::{name}" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def in_background(config):
+    """A run in a thread; its error is kept."""
+    from training.rl.actors import run_ray
+
+    kept = []
+
+    def target():
+        try:
+            run_ray(config)
+        except Exception as error:
+            kept.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, kept
+
+
+def wait(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(base, tmp_path):
+    from training.rl.loop import run_inline
+
+    run_inline(short(*base, tmp_path / "sync"))
+    output = tmp_path / "async"
+    config = short(*base, output, run={"launcher": "ray"}, rollout={"workers": 2, "max_staleness": 0})
+    thread, errors = in_background(config)
+    wait(lambda: len(read_log(output)) >= 1 or not thread.is_alive())
+    victims = processes("_Worker")[:2]
+    for victim in victims:
+        victim.kill()
+    thread.join(timeout=300)
+    assert not thread.is_alive()
+    assert not errors
+    assert len(victims) == 2
+    assert story(output) == story(tmp_path / "sync")
+
+
+def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path):
+    output, rng = tmp_path / "run", random.Random(0)
+    config = short(
+        *base,
+        output,
+        run={"launcher": "ray", "save_every": 1},
+        rollout={"workers": 1, "max_staleness": 1},
+        optimizer={"steps": 7},
+    )
+    thread, errors = in_background(config)
+    order = list(ROLES.values())
+    rng.shuffle(order)
+    killed = []
+    for number, name in enumerate(dict.fromkeys(order)):
+        wait(lambda number=number: len(read_log(output / "monitor")) > number or not thread.is_alive())
+        time.sleep(rng.uniform(0, 0.3))
+        for process in processes(name):
+            process.kill()
+            killed.append(name)
+    thread.join(timeout=400)
+    assert not thread.is_alive()
+    assert not errors
+    assert set(killed) == set(ROLES.values())
+    entries = read_log(output / "monitor")
+    assert [entry["step"] for entry in entries] == list(range(7))  # each iteration once in the final history
+    assert [entry["step"] for entry in read_log(output)] == list(range(7))
+    for entry in entries:
+        assert len(entry["attempts"]) == 4  # each place of it once
+        assert set(entry["staleness"]) <= {"0", "1"}
+    counts = entries[-1]["counts"]
+    assert counts["failed"] == 0
+
+
+def test_a_worker_joins_late(base, tmp_path):
+    """A run whose workers cannot all be placed at once begins with those that can."""
+    output = tmp_path / "run"
+    config = short(
+        *base,
+        output,
+        run={"launcher": "ray"},
+        rollout={"workers": 2, "max_staleness": 1},
+        optimizer={"steps": 2},
+    )
+    blocker = ray.remote(time.sleep).options(num_cpus=5).remote(3.0)  # leaves no room for a second worker
+    from training.rl.actors import run_ray
+
+    run_ray(config)
+    ray.cancel(blocker, force=True)
+    assert len(read_log(output)) == 2

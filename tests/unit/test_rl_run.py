@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs in one process: what rollouts and trainer agree on, going on after a crash, and bad luck."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_reason_node.models.qwen2_5_vl import load
+from tests.unit.rl_files import close, make_base, short, story
+from tests.unit.sft_files import forked, wait_for
+from training.rl import toy
+from training.rl.books import BooksError, Ticket
+from training.rl.config import ConfigError, make_config
+from training.rl.loop import make_books, make_roller, roll_one, run_inline
+from training.rl.policy import GrpoLoss, Policy, RowPacker
+from training.rl.publish import WeightStore
+from training.rl.rollout import RolloutError, judge
+from training.rl.tasks import TaskSampler, with_none
+from training.sft.loop import TrainingError
+from training.sft.report import read_log
+from training.sft.store import StoreError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("rl"))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run_inline(short(*base, output))
+    return output
+
+
+def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
+    config = short(*base, tmp_path / "run")
+    roller = make_roller(config)
+    roller.version = 0
+    tickets = [Ticket(0, place, 0) for place in range(3)]
+    tasks = [roller.sampler.draw(ticket) for ticket in tickets]
+    groups = [judge(roller.roll(ticket), task, config) for ticket, task in zip(tickets, tasks, strict=True)]
+    model = load(config.model.path, device="cpu", dtype="float32")
+    packer = RowPacker(model, config, roller.sampler.window)
+    rows = [row for group, task in zip(groups, tasks, strict=True) for row in packer.rows(group, task)]
+    batch = packer.batch(rows)
+    policy = Policy(model, torch.float32, frozen_vision=False)
+    log_probs = GrpoLoss(policy, None, config.grpo).log_probs(batch)
+    assert close(log_probs, batch.sampled, 1e-4)
+    lengths = [len(answer.tokens) for group in groups for answer in group.answers]
+    assert len(batch.sampled) == sum(lengths)
+    assert all(set(answer.versions) == {0} for group in groups for answer in group.answers)
+    # Bounded rows: a group is spread over several, and what is computed stays the same.
+    narrow = short(*base, tmp_path / "run", data={"max_tokens": 64})
+    spread = RowPacker(model, narrow, roller.sampler.window)
+    pieces = [row for group, task in zip(groups, tasks, strict=True) for row in spread.rows(group, task)]
+    assert len(pieces) > len(rows)
+    assert close(GrpoLoss(policy, None, config.grpo).log_probs(spread.batch(pieces)), log_probs, 1e-4)
+
+
+def test_what_a_run_leaves_behind(whole):
+    assert load(whole / "model", device="cpu").digest
+    entries = read_log(whole / "monitor")
+    assert [entry["step"] for entry in entries] == [0, 1, 2, 3]
+    assert all(set(entry["staleness"]) == {"0"} for entry in entries)
+    page = (whole / "rl.html").read_text()
+    assert "Entropy" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert list((whole / "events").glob("events*"))
+    assert all({"kl", "entropy", "clip_fraction"} <= set(entry) for entry in read_log(whole))
+    assert read_log(whole)[-1]["kl"] > 0
+
+
+def test_a_killed_run_goes_on_bit_for_bit(base, whole, tmp_path):
+    config = short(*base, tmp_path / "run")
+    child = forked(run_inline, config)
+    log = tmp_path / "run" / "monitor" / "log.jsonl"
+    wait_for(lambda: (log.exists() and len(log.read_text().splitlines()) >= 4) or not child.is_alive())
+    child.kill()
+    child.join()
+    run_inline(config)
+    assert story(tmp_path / "run") == story(whole)
+
+
+def test_groups_of_the_journal_are_not_rolled_again(base, whole, tmp_path):
+    """A crash after the last checkpoint: what was judged since is taken from the books, not made anew."""
+    output = tmp_path / "run"
+    config = short(*base, output, run={"save_every": 100})
+    run_inline(config)
+    kept = sorted(path.read_text() for path in (output / "rollouts").glob("*/*.jsonl"))
+    assert len(kept) == 4
+    shutil.rmtree(output / "checkpoints")
+    run_inline(config)
+    assert sorted(path.read_text() for path in (output / "rollouts").glob("*/*.jsonl")) == kept
+    assert story(output) == story(whole)
+
+
+@pytest.mark.parametrize("preset", ["modern"])
+def test_minibatches_with_dynamic_sampling(base, tmp_path, preset):
+    config = short(
+        *base,
+        tmp_path / "run",
+        grpo={"preset": preset, "kl_coefficient": 0.0, "minibatches": 2, "group_size": 4, "max_attempts": 3},
+        optimizer={"steps": 4, "batch": 3},
+    )
+    run_inline(config)
+    entries = read_log(tmp_path / "run" / "monitor")
+    assert [len(entry["attempts"]) for entry in entries] == [6, 6]
+    assert any(attempt for entry in entries for attempt in entry["attempts"])
+    trained = read_log(tmp_path / "run")
+    assert len(trained) == 4
+    assert trained[0]["importance"] == pytest.approx(1.0, abs=1e-3)
+    assert trained[1]["importance"] != pytest.approx(1.0, abs=1e-6)  # the weights have moved since
+
+
+def test_a_reward_that_raises(base, tmp_path, monkeypatch, capsys):
+    def broken(text, query, answer):
+        raise KeyError("no such answer")
+
+    monkeypatch.setattr("training.rl.rollout.judge_for", lambda name: broken)
+    with pytest.raises(BooksError, match="4 questions in a row failed.*KeyError"):
+        run_inline(short(*base, tmp_path / "run"))
+    assert "its reward raised KeyError" in capsys.readouterr().out
+
+
+def test_an_answer_that_never_ends_is_cut_and_earns_nothing(base, tmp_path):
+    config = short(*base, tmp_path / "run", rollout={"max_tokens": 3})
+    roller = make_roller(config)
+    roller.version = 0
+    group = roller.roll(Ticket(0, 0, 0))
+    assert all(answer.cut and len(answer.tokens) == 3 for answer in group.answers)
+    judged = judge(group, roller.sampler.draw(group.ticket), config)
+    assert set(judged.rewards) == {0.0}
+
+
+def test_a_group_that_takes_too_long_is_a_clear_failure(base, tmp_path, capsys):
+    config = short(*base, tmp_path / "run", rollout={"deadline_s": 0.1})
+    roller = make_roller(config)
+    roller.version = 0
+    slow = roller._ask
+
+    def stalling(request, task):
+        import dataclasses
+
+        return slow(dataclasses.replace(request, deadline_s=1e-9), task)
+
+    roller._ask = stalling
+    with pytest.raises(RolloutError, match="DEADLINE_EXCEEDED"):
+        roller.roll(Ticket(0, 0, 0))
+    books = make_books(config)
+    books.published(0)
+    assert roll_one(books, WeightStore(tmp_path), roller, "a")
+    assert books.counts.failed == 1
+    assert "DEADLINE_EXCEEDED" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite(base, tmp_path, monkeypatch):
+    real = GrpoLoss.forward
+
+    def broken(self, batch):
+        loss, measures = real(self, batch)
+        return loss * float("nan"), measures
+
+    monkeypatch.setattr(GrpoLoss, "forward", broken)
+    with pytest.raises(TrainingError, match=r"the loss is nan.*Lower optimizer.peak_rate"):
+        run_inline(short(*base, tmp_path / "run"))
+
+
+def test_a_full_disk_while_weights_are_published(base, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    run_inline(short(*base, tmp_path / "run", optimizer={"steps": 2}))
+    before = sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
+    store = WeightStore(tmp_path / "run" / "weights")
+    monkeypatch.setattr("training.sft.store.save_file", full)
+    with pytest.raises(StoreError, match=r"No space left.*make room"):
+        store.publish(7, {"x": torch.zeros(2)})
+    assert sorted(path.name for path in (tmp_path / "run" / "weights").iterdir()) == before
+
+
+def test_weights_whose_transfer_was_cut_off_are_not_used(base, tmp_path):
+    model = load(base[0], device="cpu", dtype="float32")
+    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    store = WeightStore(tmp_path)
+    store.publish(1, state)
+    store.publish(2, {name: tensor + 1 for name, tensor in state.items()})
+    half = tmp_path / "step-00000002" / "model.safetensors"
+    half.write_bytes(half.read_bytes()[:-1000])
+    assert store.load(model.network) == 1
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
+    store.publish(1, state)  # the trainer is back at version 1: what came later is gone
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
+
+
+def test_options_are_shuffled_and_none_is_right_half_of_the_time(base, tmp_path):
+    config = short(*base, tmp_path / "run")
+    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
+    tasks = [sampler.draw(Ticket(0, place, 0)) for place in range(60)]
+    assert {task.query.options for task in tasks} == {toy.OPTIONS, toy.OPTIONS[::-1]}
+    assert sampler.draw(Ticket(0, 7, 0)) == tasks[7]
+    said = {json.loads(line)["sample_id"]: json.loads(line) for line in (base[1] / "samples.jsonl").open()}
+    for task in tasks:
+        stored = said[task.name]
+        truth = stored["options"]["AB".index(stored["answer"])]
+        assert task.query.options["AB".index(task.answer)] == truth
+    rng = np.random.default_rng(0)
+    drawn = [with_none(tasks[0].sample, rng) for _ in range(100)]
+    truth = tasks[0].query.options["AB".index(tasks[0].answer)]
+    for sample, none in drawn:
+        assert sample.options[-1] == "none of the options"
+        assert (truth in sample.options) is not none
+        assert sample.options["AB".index(sample.answer)] == ("none of the options" if none else truth)
+    assert 30 < sum(none for _, none in drawn) < 70
+
+
+def test_sources_are_drawn_equally_whatever_their_size(base, tmp_path):
+    large = toy.write_data(tmp_path / "large", 90, 2)
+    config = short(*base, tmp_path / "run", data={"sources": [{"path": str(base[1])}, {"path": str(large)}]})
+    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
+    names = [sampler.draw(Ticket(n, p, 0)).source for n in range(50) for p in range(4)]
+    assert 75 < names.count("large") < 125
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"run": {"launcher": "inline"}, "rollout": {"max_staleness": 1}}, "inline is one process"),
+        ({"grpo": {"preset": "best"}}, "none of 'paper', 'modern'"),
+        ({"grpo": {"group_size": 1}}, "group_size"),
+        ({"grpo": {"kl": 0.1}}, "kl"),
+        ({"optimizer": {"steps": 3}, "grpo": {"minibatches": 2}}, "no multiple"),
+    ],
+)
+def test_settings_that_cannot_be_used(base, sections, message):
+    value = {
+        "model": {"path": "m"},
+        "data": {"sources": [{"path": "d"}]},
+        "run": {"output": "o", "launcher": "ray"},
+    }
+    for name, more in sections.items():
+        value[name] = value.get(name, {}) | more
+    with pytest.raises(ConfigError, match=message):
+        make_config(value)
+
+
+def test_presets_are_the_recipes_and_files_may_differ():
+    value = {
+        "model": {"path": "m"},
+        "data": {"sources": [{"path": "d"}]},
+        "run": {"output": "o", "launcher": "ray"},
+    }
+    paper = make_config(value)
+    assert (paper.grpo.group_size, paper.grpo.kl_coefficient, paper.questions) == (9, 0.005, 128)
+    assert (paper.optimizer.peak_rate, paper.iterations, paper.rollout.max_tokens) == (4e-6, 500, 6144)
+    modern = make_config(value | {"grpo": {"preset": "modern", "clip_high": 0.3}})
+    assert (modern.grpo.clip_high, modern.grpo.kl_coefficient, modern.grpo.dynamic_sampling) == (
+        0.3,
+        0.0,
+        True,
+    )
+    assert modern.questions == 256
