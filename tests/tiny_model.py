@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Qwen2.5-VL of random weights, small enough to build, load and run in a test.
 
-``python -m tests.tiny_model DIR`` writes one by hand.
+``python -m tests.tiny_model DIR [SEED]`` writes one by hand.
 """
 
 from __future__ import annotations
@@ -130,4 +130,4 @@ def window(
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1])))
+    print(write(Path(sys.argv[1]), *map(int, sys.argv[2:])))

@@ -15,6 +15,7 @@ holds that thread while the model loads (bounded by load_timeout_s); status and 
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import time
@@ -41,9 +42,10 @@ from .diagnostics import Diagnostics
 from .executor import caught, make_executor, spin
 from .handover import EngineEvents
 from .messages import camera_msg, engine_fields
+from .model_swap import ModelSwap, Served, stop_later
 from .outlets import Outlets
 from .parameters import Parameters
-from .services import Services
+from .services import NOT_ACTIVE, Services
 from .session import Session, Setup, check_topics
 from .transport import tune_process
 
@@ -67,15 +69,14 @@ class ReasonNode(LifecycleNode):
         self.stopped: Future = Future()
         self.finalized = False
         self._stopping = stopping
-        self._setup: Setup | None = None
-        self._host: EngineHost | None = None
+        self._served: Served | None = None
         self._task: Task | None = None
         self._error = ""
-        self.parameters = Parameters(self, lambda: self._setup is not None, self._settings_changed)
-        self._engine_events = EngineEvents(self, self._engine_event, self._engine_state)
+        self.parameters = Parameters(self, lambda: self._served is not None, self._settings_changed)
         self._outlets = Outlets(self)
         self._diagnostics = Diagnostics(self)
-        self._service_servers = Services(self, lambda: self.session, self._publish_status)
+        self._swap = ModelSwap(self._other_model, self._adopt)
+        self._service_servers = Services(self, lambda: self.session, self._publish_status, self._swap)
         self._action = ReasonAction(self, lambda: self.session)
         # Steady time: deadlines and heartbeats go on while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -126,25 +127,70 @@ class ReasonNode(LifecycleNode):
         super().destroy_node()
 
     def _configure(self) -> None:
-        self._setup = None
+        self._served = None
         setup = Setup.check(self.parameters.read())
         check_topics(self, setup.config)
-        self._host = EngineHost(
+        self._served = self._serve(setup)
+
+    def _serve(self, setup: Setup) -> Served:
+        """An engine that is listened to while it is the one in service."""
+
+        def in_service() -> bool:
+            return self._served is not None and self._served.host is host
+
+        def on_event(request_id: str, event: Event) -> None:
+            if in_service():
+                self._engine_event(request_id, event)
+
+        def on_state(status: EngineStatus) -> None:
+            if in_service():
+                self._engine_state(status)
+
+        events = EngineEvents(self, on_event, on_state)
+        host = EngineHost(
             setup.engine_spec(),
-            self._engine_events.event,
-            self._engine_events.state,
+            events.event,
+            events.state,
             step_timeout_s=setup.config.step_timeout_s,
             load_timeout_s=setup.config.load_timeout_s,
         )
-        self._setup = setup
+        return Served(setup, host, events)
 
     def _activate(self) -> None:
-        assert self._setup is not None
-        assert self._host is not None
-        self.get_logger().info(f"loading {self._setup.config.model}")
-        self._load(self._host, self._setup.config.load_timeout_s)
-        self._engine_events.drain()  # what happened while loading is no news to the session
-        self.session = Session(self, self._setup, self._host, self._outlets, self._task)
+        assert self._served is not None
+        served = self._served
+        self.get_logger().info(f"loading {served.setup.config.model}")
+        self._load(served.host, served.setup.config.load_timeout_s)
+        served.events.drain()  # what happened while loading is no news to the session
+        self.session = Session(self, served.setup, served.host, self._outlets, self._task)
+
+    def _other_model(self, path: str) -> Served:
+        """For ModelSwap: settings as they are, with another checkpoint."""
+        if self.session is None:
+            raise CosmosReasonError(ErrorCode.NOT_ACTIVE, NOT_ACTIVE)
+        if not path.strip():
+            raise CosmosReasonError(ErrorCode.INVALID_REQUEST, "path is empty: name a checkpoint directory")
+        setup = Setup.check(dataclasses.replace(self.parameters.read(), model=path))
+        self.get_logger().info(f"loading {path} beside {self.session.setup.config.model}")
+        return self._serve(setup)
+
+    def _adopt(self, served: Served) -> None:
+        """For ModelSwap: open queries end, cameras start new windows, recordings go on."""
+        old, before = self._served, self.session
+        if old is None or before is None:
+            raise CosmosReasonError(ErrorCode.NOT_ACTIVE, NOT_ACTIVE)
+        task = before.pipeline.task
+        before.hand_over()
+        self._served = served
+        served.events.drain()
+        try:
+            self.session = Session(self, served.setup, served.host, self._outlets, task, before)
+        except CosmosReasonError:
+            self._served = old
+            self.session = Session(self, old.setup, old.host, self._outlets, task, before)
+            raise
+        stop_later(old.host)
+        self._publish_status()
 
     def _load(self, host: EngineHost, timeout_s: float) -> None:
         """Start the engine and wait until it is ready; CosmosReasonError otherwise."""
@@ -171,6 +217,7 @@ class ReasonNode(LifecycleNode):
             self.get_logger().info(f"{info.model_id} is ready on {info.device} ({info.dtype})")
 
     def _deactivate(self) -> None:
+        self._swap.cancel(ErrorCode.NOT_ACTIVE, "the node was deactivated while the model was loading")
         if self.session is not None:
             session, self.session = self.session, None
             self._task = session.pipeline.task
@@ -179,10 +226,9 @@ class ReasonNode(LifecycleNode):
     def _cleanup(self) -> None:
         self._deactivate()
         self._task = None
-        if self._host is not None:
-            host, self._host = self._host, None
-            host.stop()
-        self._setup = None
+        if self._served is not None:
+            served, self._served = self._served, None
+            served.host.stop()
 
     def _transition(self, name: str, action: Callable[[], None]) -> TransitionCallbackReturn:
         """Run a transition; say what went wrong (rclpy swallows exceptions here)."""
@@ -222,16 +268,18 @@ class ReasonNode(LifecycleNode):
         self._publish_status()
 
     def _settings_changed(self, config: Config) -> None:
-        if self._setup is None:
+        if self._served is None:
             return
-        self._setup = self._setup.with_live(config)
+        self._served = dataclasses.replace(self._served, setup=self._served.setup.with_live(config))
         if self.session is not None:
-            self.session.pipeline.update(self._setup.config)
+            self.session.pipeline.update(self._served.setup.config)
 
     def _poll(self) -> None:
         if self._stopping() and not self.stopped.done():
             self.stopped.set_result(None)
-        self._engine_events.drain()
+        if self._served is not None:
+            self._served.events.drain()
+        self._swap.poll()
         if self.session is not None:
             self.session.pipeline.poll()
 
@@ -264,7 +312,7 @@ class ReasonNode(LifecycleNode):
         self._outlets.publish_status(msg)
 
     def _engine_status(self) -> EngineStatus:
-        return _OFF if self._host is None else self._host.status
+        return _OFF if self._served is None else self._served.host.status
 
 
 class StopSignals:

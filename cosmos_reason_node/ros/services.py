@@ -18,7 +18,8 @@ from ..monitors import Task
 from ..queries import refusal
 from ..types import Decision, Query, QueryKind, Source, Verdict
 from .executor import create_async_service
-from .messages import decision_msg, query_from, seconds
+from .messages import decision_msg, model_msg, query_from, seconds
+from .model_swap import ModelSwap
 from .session import Session
 
 NOT_ACTIVE = "the node is not active: configure and activate it first"
@@ -31,20 +32,26 @@ class Services:
         node: their owner.
         session: the current session, None unless the node is active.
         changed: called when the status has changed.
+        swap: loads other checkpoints.
     """
 
     def __init__(
-        self, node: Node, session: Callable[[], Session | None], changed: Callable[[], None]
+        self,
+        node: Node,
+        session: Callable[[], Session | None],
+        changed: Callable[[], None],
+        swap: ModelSwap,
     ) -> None:
         self._node = node
         self._session = session
         self._changed = changed
+        self._swap = swap
+        create_async_service(node, LoadModel, "load_model", self._load_model, self._load_failed)
         create_async_service(node, QuerySrv, "query", self._query, self._query_failed)
         for name, srv_type, callback in (
             ("set_task", SetTask, self._set_task),
             ("capture", Capture, self._capture),
             ("correct", Correct, self._correct),
-            ("load_model", LoadModel, self._load_model),
         ):
             node.create_service(srv_type, name, self._named_errors(callback))
 
@@ -94,11 +101,22 @@ class Services:
         self._active().correct(request.decision_id, verdict, request.answer, request.note)
         return response
 
-    def _load_model(self, request: LoadModel.Request, response: LoadModel.Response) -> LoadModel.Response:
-        raise CosmosReasonError(
-            ErrorCode.NOT_AVAILABLE,
-            "loading another model at run time is not available yet: set the parameter model and restart",
-        )
+    async def _load_model(
+        self, request: LoadModel.Request, response: LoadModel.Response
+    ) -> LoadModel.Response:
+        try:
+            await self._swap.load(request.path)
+        except CosmosReasonError as error:
+            self._node.get_logger().error(f"{request.path!r} was not put in service: {error.message}")
+            response.error_code, response.error_msg = int(error.code), error.message
+        session = self._session()
+        response.model = model_msg(session.host.status.info if session else None)
+        return response
+
+    def _load_failed(self, error: Exception, response: LoadModel.Response) -> LoadModel.Response:
+        response.error_code = int(ErrorCode.INVALID_REQUEST)
+        response.error_msg = f"the request could not be handled: {error}"
+        return response
 
     def _active(self) -> Session:
         session = self._session()

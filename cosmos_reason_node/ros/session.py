@@ -22,9 +22,9 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from ..config import Config
 from ..deployment import bundled_model
 from ..engine.host import EngineHost
+from ..engine.loading import check_model_dir
 from ..engine.spec import EngineSpec
 from ..errors import CosmosReasonError, ErrorCode
-from ..models.checkpoint import check_files
 from ..models.spec import ModelSpec, read_model_spec
 from ..monitors import Task
 from ..pipeline import Pipeline
@@ -65,7 +65,7 @@ class Setup:
         except FileNotFoundError as error:
             raise CosmosReasonError(ErrorCode.MODEL_NOT_FOUND, str(error)) from error
         spec = read_model_spec(model)
-        check_files(Path(model).expanduser())
+        check_model_dir(Path(model).expanduser(), config.engine, spec)
         config = dataclasses.replace(
             config,
             model=model,
@@ -99,6 +99,11 @@ class Setup:
             mrope_time=config.mrope_time,
             min_confidence=config.min_confidence,
             default_think_tokens=config.query_think_tokens,
+            fallback_dir=config.engine_fallback,
+            remote_url=config.remote_url,
+            remote_model=config.remote_model,
+            remote_key_env=config.remote_key_env,
+            remote_video=config.remote_video,
         )
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
@@ -117,27 +122,28 @@ class Session:
         host: the engine, ready.
         outlets: where decisions go.
         task: what the monitors ask about; None = as in the settings.
+        before: a session that was handed over to this one; its recordings go on.
 
     Raises:
         CosmosReasonError: the recorder cannot start.
     """
 
     def __init__(
-        self, node: Node, setup: Setup, host: EngineHost, outlets: Outlets, task: Task | None = None
+        self,
+        node: Node,
+        setup: Setup,
+        host: EngineHost,
+        outlets: Outlets,
+        task: Task | None = None,
+        before: Session | None = None,
     ) -> None:
         config = setup.config
         clock = node.get_clock()
         self.setup = setup
         self.host = host
-        self.recorder = Recorder(
-            config.record_dir,
-            keep_s=config.record_before_s,
-            buffer_bytes=config.record_buffer_mb * _MIB,
-            budget_bytes=config.record_budget_mb * _MIB,
-            now_ns=lambda: clock.now().nanoseconds,
-            warn=lambda text: node.get_logger().warning(f"recorder: {text}"),
-        )
-        self.corrections = Corrections(config.record_dir)
+        self._continued = before is not None
+        self.recorder: Recorder = before.recorder if before else _recorder(node, config)
+        self.corrections: Corrections = before.corrections if before else Corrections(config.record_dir)
         self._node = node
         self._outlets = outlets
         self.pipeline = Pipeline(config, host, self._publish, lambda: clock.now().nanoseconds)
@@ -150,7 +156,7 @@ class Session:
         try:
             self._start(config)
         except BaseException:
-            self.close()
+            self.hand_over() if before else self.close()
             raise
 
     def set_task(self, task: Task) -> None:
@@ -201,17 +207,24 @@ class Session:
 
     def close(self) -> None:
         """End all queries with NOT_ACTIVE, unsubscribe, finish the bags. The engine stays."""
+        self._end(ErrorCode.NOT_ACTIVE, "the node was deactivated")
+        self._outlets.record_with(None)
+        self.recorder.close()
+
+    def hand_over(self) -> None:
+        """End all queries with CANCELED and unsubscribe; the next session goes on with the recorder."""
+        self._end(ErrorCode.CANCELED, "the model was replaced meanwhile: ask again")
+
+    def _end(self, code: ErrorCode, message: str) -> None:
         self._jumps.unregister()
         for camera in self.cameras.values():
             camera.close()
         self.cameras.clear()
-        self.pipeline.close(ErrorCode.NOT_ACTIVE, "the node was deactivated")
-        self._outlets.record_with(None)
-        self.recorder.close()
+        self.pipeline.close(code, message)
 
     def _start(self, config: Config) -> None:
         self._outlets.record_with(self.recorder)
-        if config.record_continuous:
+        if config.record_continuous and not self._continued:
             self.recorder.start_continuous(config.record_split_s)
         for name, topic in config.camera_topics.items():
             camera = Camera(
@@ -240,6 +253,17 @@ class Session:
             f"the node's clock was set by {jump.delta.nanoseconds / 1e9:+.3f} s: windows start anew"
         )
         self.pipeline.clock_jumped()
+
+
+def _recorder(node: Node, config: Config) -> Recorder:
+    return Recorder(
+        config.record_dir,
+        keep_s=config.record_before_s,
+        buffer_bytes=config.record_buffer_mb * _MIB,
+        budget_bytes=config.record_budget_mb * _MIB,
+        now_ns=lambda: node.get_clock().now().nanoseconds,
+        warn=lambda text: node.get_logger().warning(f"recorder: {text}"),
+    )
 
 
 def check_topics(node: Node, config: Config) -> None:
