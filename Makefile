@@ -45,10 +45,9 @@ test-setup: ## the same, and launch, test tools, simulator
 	@scripts/setup.sh --test
 
 nano: test-setup ## make the nano checkpoint anew in build/nano: simulate, train, evaluate (hours on two cores)
-	@. scripts/env.sh && python -m training.nano generate --clips 0 --held-out-clips 0 && python -m training.nano train
-	@. scripts/env.sh && python -m training.eval --model build/nano/model --bench sim --data build/nano/episodes/held_out \
-	    --out build/nano/eval
-	@. scripts/env.sh && python -m training.eval export build/nano/eval/letter.json --out build/nano/model/eval.json
+	@. scripts/env.sh && python -m training.nano generate
+	@. scripts/env.sh && python -m training.nano train
+	@. scripts/env.sh && python -m training.nano evaluate
 
 bench: test-setup ## cost of images, and time from capture to decision; writes build/benchmarks/*.json
 	@mkdir -p build/benchmarks

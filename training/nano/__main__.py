@@ -3,10 +3,9 @@
 
 python -m training.nano generate     simulated episodes and clips        -> build/nano/{episodes,clips}
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
+python -m training.nano evaluate     held-out episodes and clips         -> build/nano/{eval,model/eval.json}
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
-
-How good it is: python -m training.eval --model build/nano/model --bench sim
 """
 
 from __future__ import annotations
@@ -44,6 +43,23 @@ def _train(options: argparse.Namespace) -> None:
     train(job)
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    from training.eval.__main__ import main as evaluate
+
+    from .source import HELD_OUT_TEXTS
+
+    report = WORK / "eval"
+    asked = ["--model", str(options.model), "--bench", "sim", "--out", str(report), "--stage", "sft"]
+    asked += ["--windows", str(options.windows), "--data"]
+    asked += [str(WORK / folder / "held_out") for folder in ("episodes", "clips")]
+    code = evaluate([*asked, "--held-out-tasks", *sorted(HELD_OUT_TEXTS)])
+    code = code or evaluate(
+        ["export", str(report / "letter.json"), "--out", str(options.model / "eval.json")]
+    )
+    if code:
+        raise SystemExit(code)
+
+
 def _clip(options: argparse.Namespace) -> None:
     from training.data.sim.clip import ClipChoice, make_clip
     from training.data.sim.scenes import BY_NAME
@@ -71,9 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
 
     generate = stages.add_parser("generate", help="simulate episodes and clips")
-    generate.add_argument("--train", type=int, default=2000, help="episodes of the robot arm")
-    generate.add_argument("--galleries", type=int, default=1500, help="the same, of many looks each")
-    generate.add_argument("--held-out", type=int, default=400, help="the same, of the held-out split")
+    generate.add_argument("--train", type=int, default=1600, help="episodes of the robot arm")
+    generate.add_argument("--galleries", type=int, default=1300, help="the same, of many looks each")
+    generate.add_argument("--held-out", type=int, default=320, help="the same, of the held-out split")
     generate.add_argument("--clips", type=int, default=6000, help="clips of table-top physics")
     generate.add_argument("--held-out-clips", type=int, default=600, help="the same, of the held-out split")
     generate.add_argument("--processes", type=int, default=cores, help="worker processes")
@@ -85,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
+
+    evaluate = stages.add_parser("evaluate", help="ask about the held-out split; two tasks apart")
+    evaluate.add_argument("--model", type=Path, default=WORK / "model", help="checkpoint directory")
+    evaluate.add_argument("--windows", type=int, default=400, help="of each source")
+    evaluate.set_defaults(run=_evaluate)
 
     clip = stages.add_parser("clip", help="render the demo clip")
     clip.add_argument("--seed", type=int, default=CLIP_SEED, help="a held-out seed (1000000 or more)")

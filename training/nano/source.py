@@ -44,7 +44,7 @@ _OF_QUERY = {
     QueryKind.NEXT_ACTION: "next_action",
 }
 _CLOSING = {skill.task for scene in SCENES for skill in scene.skills if not skill.opens}
-_HELD_OUT_TEXTS = {
+HELD_OUT_TEXTS = {
     text
     for scene in SCENES
     for skill in scene.skills
@@ -342,7 +342,7 @@ class WindowSource:
 
 
 def _mentions_held_out(query: Query) -> bool:
-    return not _HELD_OUT_TEXTS.isdisjoint((query.task, query.action, *query.options))
+    return not HELD_OUT_TEXTS.isdisjoint((query.task, query.action, *query.options))
 
 
 def _is_closing(query: Query) -> bool:
