@@ -104,7 +104,7 @@ def test_a_failed_question_is_replaced_and_a_place_that_always_fails_ends_the_ru
         assert ticket == Ticket(0, 0, attempt)
         books.failed(ticket, "its reward raised KeyError: 'x'")
     assert "its reward raised KeyError: 'x'" in capsys.readouterr().out
-    with pytest.raises(BooksError, match="3 questions in a row failed.*KeyError"):
+    with pytest.raises(BooksError, match=r"3 questions in a row failed.*KeyError"):
         books.batch(0)
 
 
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_line(tmp_path):
     (tmp_path / "rollouts").rmdir()
     (tmp_path / "rollouts").write_text("no folder any more")
     books.judged(judged(group))
-    with pytest.raises(BooksError, match="cannot be written.*make room"):
+    with pytest.raises(BooksError, match=r"cannot be written.*make room"):
         books.batch(0)
 
 

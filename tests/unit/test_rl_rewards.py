@@ -113,5 +113,5 @@ def test_a_sample_names_its_reward():
     assert judge(said("3 to 5"), FREE, "2 to 4") == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="is not of the form"):
         judge(said("3 to 5"), FREE, "early")
-    with pytest.raises(ValueError, match="extra.reward"):
+    with pytest.raises(ValueError, match=r"extra.reward"):
         rewards.judge_for("best")

@@ -123,7 +123,7 @@ def test_a_reward_that_raises(base, tmp_path, monkeypatch, capsys):
         raise KeyError("no such answer")
 
     monkeypatch.setattr("training.rl.rollout.judge_for", lambda name: broken)
-    with pytest.raises(BooksError, match="4 questions in a row failed.*KeyError"):
+    with pytest.raises(BooksError, match=r"4 questions in a row failed.*KeyError"):
         run_inline(short(*base, tmp_path / "run"))
     assert "its reward raised KeyError" in capsys.readouterr().out
 

@@ -102,6 +102,44 @@ class _BooksActor(Books):
 
 
 def _train(config: RlConfig, books: RemoteBooks) -> None:
+    if config.run.processes == 1:
+        _train_alone(config, books)
+    else:
+        _train_sharded(config, books)
+    said = books.failure()
+    if said:
+        raise TrainingError(said)
+
+
+def _train_alone(config: RlConfig, books: RemoteBooks) -> None:
+    """A single process is an actor, which is back in seconds; Ray Train would take ten processes for it."""
+    import ray
+
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": config.run.gpus if _wants_gpu(config) else 0}
+    for life in range(config.run.restarts + 1):
+        actor: Any = ray.remote(_Trainer).options(**options).remote()
+        try:
+            ray.get(actor.run.remote({"config": config, "books": books}))
+            return
+        except ray.exceptions.RayActorError as error:
+            left = config.run.restarts - life
+            print(f"the trainer is lost ({type(error).__name__}): {left} more restarts", flush=True)
+        except ray.exceptions.RayTaskError as error:
+            raise TrainingError(f"the trainer failed: {error}") from error
+        finally:
+            ray.kill(actor)
+    raise TrainingError(f"the trainer died {config.run.restarts + 1} times: see above, or raise run.restarts")
+
+
+class _Trainer:
+    """The trainer as one process."""
+
+    def run(self, arguments: dict[str, Any]) -> None:
+        """Train to the end."""
+        _trainer_process(arguments)
+
+
+def _train_sharded(config: RlConfig, books: RemoteBooks) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -409,8 +409,8 @@ class Books:
                 file.write(json.dumps(asdict(group), separators=(",", ":")) + "\n")
         except OSError as error:
             self._broken = (
-                f"judged answers cannot be written to {path} ({error}): make room there, then start again; it "
-                "goes on from the last checkpoint"
+                f"judged answers cannot be written to {path} ({error}): make room there, then start again; "
+                "it goes on from the last checkpoint"
             )
 
     def _read_journal(self) -> None:

@@ -7,6 +7,7 @@ and makes ``grpo.minibatches`` optimizer steps; the weights after iteration *n* 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The paper's: 500 steps on 128 questions.
+RECIPE = sft.OptimizerConfig(steps=500, batch=128, peak_rate=4e-6, final_rate=4e-6)
+
 
 @dataclass(frozen=True)
 class GrpoConfig:
@@ -49,7 +53,7 @@ class GrpoConfig:
         kl_coefficient: weight of the reverse KL divergence to the starting weights; 0 = no reference model.
         clip_low, clip_high: the probability ratio is clipped to [1 - clip_low, 1 + clip_high].
         loss_aggregation: "sequence" (mean over each answer's tokens, then over answers), "token" (mean over
-            all tokens), or "constant" (sum over tokens by ``max_tokens``; an answer's length changes nothing).
+            all tokens), or "constant" (sum over tokens by ``max_tokens``: length changes nothing).
         normalize_advantages: divide by the group's standard deviation.
         dynamic_sampling: ask another question where all answers of a group have the same reward.
         max_attempts: questions drawn for one place of a batch: after failures, and by dynamic sampling.
@@ -151,6 +155,7 @@ class RunConfig:
         launcher: "inline" (one process, everything in turn) or "ray" (processes of their own for rollouts,
             rewards and training; any of them may die and is replaced).
         processes: of the trainer, one a GPU (FSDP2). Of launcher ray.
+        gpus: of a trainer that is one process; a fraction leaves room for rollout workers on the same card.
         restarts: of the trainer's processes after failures.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         save_every: iterations between checkpoints; one is written at the end too.
@@ -164,6 +169,7 @@ class RunConfig:
     output: str
     launcher: str = setting("inline", choices=("inline", "ray"))
     processes: int = setting(1, low=1, high=65536)
+    gpus: float = setting(1.0, low=0.01, high=1)
     restarts: int = setting(10, low=0, high=1000)
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
     save_every: int = setting(10, low=1)
@@ -195,9 +201,7 @@ class RlConfig:
     run: RunConfig
     grpo: GrpoConfig = GrpoConfig()
     rollout: RolloutConfig = RolloutConfig()
-    optimizer: sft.OptimizerConfig = sft.OptimizerConfig(
-        steps=500, batch=128, peak_rate=4e-6, final_rate=4e-6
-    )
+    optimizer: sft.OptimizerConfig = RECIPE
 
     def __post_init__(self) -> None:
         if self.run.launcher == "inline" and (self.run.processes > 1 or self.rollout.max_staleness):
@@ -241,7 +245,7 @@ def make_config(value: Any) -> RlConfig:
     if isinstance(value, dict) and isinstance(value.get("grpo", {}), dict):
         grpo = value.get("grpo", {})
         value = {**value, "grpo": {**PRESETS.get(grpo.get("preset", "paper"), {}), **grpo}}
-        recipe = {"steps": 500, "batch": 128, "peak_rate": 4e-6, "final_rate": 4e-6}
+        recipe = dataclasses.asdict(RECIPE)
         if isinstance(value.get("optimizer", {}), dict):
             value["optimizer"] = {**recipe, **value.get("optimizer", {})}
     return make_settings(RlConfig, value)

@@ -6,9 +6,9 @@
     weight     min(p_old / p_sampled, cap), constant: the token came from older weights, or another kernel
     KL         weight * ratio * k3(p, p_reference): see below
 
-k3 = q/p - log(q/p) - 1 is a good *estimate* of KL(p || q) where tokens come from p, but its own derivative has
-the mean of the derivative of KL(q || p), the other direction. The mean over samples of p_sampled of
-(p / p_sampled) * k3 *is* KL(p || q), so its derivative, through the ratio as well, is the right one.
+k3 = q/p - log(q/p) - 1 is a good *estimate* of KL(p || q) where tokens come from p, but the mean of its own
+derivative is that of KL(q || p), the other direction. The mean of (p / p_sampled) * k3 over tokens that were
+sampled *is* KL(p || q), so its derivative, through the ratio as well, is the right one.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ PAGE = "rl.html"
 _WIDTH, _HEIGHT, _MARGIN = 420, 170, 34
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#64748b", "#be185d")
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:960px;padding:24px;color:#0f172a;background:#fff}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:960px;padding:24px;color:#0f172a}
 h1{font-size:24px;margin:0}h2{font-size:17px;margin:28px 0 8px}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(420px,1fr));gap:20px}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto;display:block}

@@ -80,9 +80,7 @@ class Roller:
         return Group(ticket, task.source, tuple(answers), none=task.none)
 
     def _ask(self, request: Request, task: Task) -> Sequence[Answer]:
-        if (
-            self._engine is None
-        ):  # made anew for new weights: whatever an engine keeps belongs to the old ones
+        if self._engine is None:  # made anew for new weights: what an engine keeps belongs to the old ones
             self._engine = TorchEngine(self._model, min_confidence=DEFAULT_MIN_CONFIDENCE)
         got: dict[int, Answer] = {}
         for event in self._engine.answer(request):

@@ -7,9 +7,9 @@
     asynchronous  some GPUs generate, the others train; tickets, throttling and publication as in books.py
 
 The simulated cluster is asked the same as the real books: iteration n consists of its own tickets, which are
-given out while n <= version + max_staleness. What is measured goes in (``Phases``): lengths of answers, seconds
-a token and a prompt, seconds of training an answer, seconds of a publication. What it leaves out: failures,
-slow networks beyond the measured publication, and batches of a size that no longer fills a GPU.
+given out while n <= version + max_staleness. What is measured goes in (``Phases``): lengths of answers,
+seconds a token and a prompt, of training an answer, of a publication. What it leaves out: failures, slow
+networks beyond the measured publication, and batches of a size that no longer fills a GPU.
 """
 
 from __future__ import annotations

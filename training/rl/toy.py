@@ -270,14 +270,14 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = {"rewards": {}, "shuffled answers": {"shuffled": True}, "blank video": {"blank": True}}
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, changes in cases.items():
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name, changes in cases.items():
             with tempfile.TemporaryDirectory(prefix="rl_toy_") as folder:
                 found = learn(Path(folder), seed, **changes)
             print(name, found, flush=True)
             results.setdefault(name, []).append(found)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What asynchronous RL costs and gains.
+
+    python -m benchmarks.async_rl --json benchmarks/results/async_rl.json
+
+- ``rollout_engine``: answers a second of the rollout engine against Hugging Face ``generate``, same weights,
+  windows, group size and bound on tokens, in turns. The engine encodes a video and its prefix once a group.
+- ``roles``: a run of processes: share of time that each role waited, cost of publishing weights, and how long
+  after the kill of each role the next iteration is complete.
+- ``simulation``: phase times measured here, and what training.rl.simulate makes of them, beside the iteration
+  times of real runs, synchronous and asynchronous.
+- ``gpu``: with CUDA, synchronous against asynchronous on one card: same questions, iterations and seeds. On
+  CPU cores the two share what they run on, so nothing is said about their speed there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.decision import DEFAULT_MIN_CONFIDENCE
+from cosmos_reason_node.deployment import bundled_model
+from cosmos_reason_node.engine.base import Done, Request, Sampling
+from cosmos_reason_node.engine.loading import _black_window
+from cosmos_reason_node.engine.torch import TorchEngine
+from cosmos_reason_node.models.qwen2_5_vl import load
+from cosmos_reason_node.types import Query, QueryKind
+from cosmos_reason_node.vision.patchify import patchify
+from training.rl import toy
+from training.rl.books import Ticket
+from training.rl.config import RlConfig
+from training.rl.loop import make_roller, run_inline, weight_store
+from training.rl.policy import GrpoLoss, Policy, RowPacker
+from training.rl.rollout import judge
+from training.rl.simulate import Cluster, Phases, asynchronous, synchronous
+from training.sft.report import read_log
+
+from .machine import command_line, describe_machine
+
+GROUP, TOKENS = 9, 48
+QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=TOKENS // 2)
+ACTORS = {"rollout": "_Worker", "trainer": "_Trainer", "books": "_BooksActor"}
+
+
+def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
+    """Answers a second, in turns."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(model_dir, device=device)
+    engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE)
+    spec = model.spec
+    height, width = spec.frame_size_for(480, 640)
+    window = _black_window(spec.window_frames, height, width, spec.fps)
+    patches, grid = patchify(window.pixels(), spec.patches)
+    network: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_dir, dtype=model.dtype)
+    network = network.to(device).eval()
+    tokens = prompt.encode_prefix(model.tokenizer, [spec.patches.visual_tokens(grid)])
+    tokens += prompt.encode_suffix(model.tokenizer, QUERY)
+    ids = torch.tensor([tokens], device=device)
+    end = model.tokenizer.id_of(prompt.END_OF_TURN)
+    written: dict[str, int] = {"engine": 0, "generate": 0}
+
+    def ours(seed: int) -> None:
+        request = Request(
+            "benchmark",
+            (window,),
+            (QUERY,) * GROUP,
+            max_answer_tokens=TOKENS - TOKENS // 2,
+            sampling=Sampling(temperature=1.0),
+            free=True,
+            branch_seeds=tuple(GROUP * seed + i for i in range(GROUP)),
+        )
+        for event in engine.answer(request):
+            if isinstance(event, Done):
+                written["engine"] += event.answer.output_tokens
+
+    def theirs(seed: int) -> None:
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            made = network.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values_videos=torch.from_numpy(patches).to(device, model.dtype),
+                video_grid_thw=torch.tensor([grid], device=device),
+                second_per_grid_ts=torch.tensor([spec.patches.temporal_patch / spec.fps]),
+                mm_token_type_ids=(ids == spec.video_token).int() * 2,
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                num_return_sequences=GROUP,
+                max_new_tokens=TOKENS,
+                eos_token_id=end,
+                pad_token_id=end,
+            )[:, len(tokens) :]
+        written["generate"] += sum(
+            int((row == end).nonzero()[0]) + 1 if end in row else TOKENS for row in made
+        )
+
+    ways: dict[str, Callable[[int], None]] = {"engine": ours, "generate": theirs}
+    for way in ways.values():
+        way(0)
+    written = dict.fromkeys(written, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(1, turns + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way(turn)
+            seconds[name].append(time.perf_counter() - started)
+    rates = {name: GROUP / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "model": model.spec.model_id,
+        "frames": spec.window_frames,
+        "group_size": GROUP,
+        "max_tokens": TOKENS,
+        "turns": turns,
+        "answers_per_s": {name: round(rate, 2) for name, rate in rates.items()},
+        "tokens_an_answer": {name: round(count / turns / GROUP, 1) for name, count in written.items()},
+        "ratio": round(rates["engine"] / rates["generate"], 2),
+    }
+
+
+def roles(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
+    """Idle shares, publication, recovery."""
+    config = _config(base, data, root / "roles", iterations, "ray", 1)
+    log = root / "roles" / "monitor"
+    done: dict[str, float] = {}
+    errors: list[Exception] = []
+
+    def run() -> None:
+        from training.rl.actors import run_ray
+
+        try:
+            run_ray(config)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for number, (role, name) in enumerate(ACTORS.items(), 1):
+        _wait(lambda number=number: len(_finished(log)) >= 3 * number or not thread.is_alive())
+        before = len(_finished(log))
+        killed = [process for process in _processes(name)][:1]
+        for process in killed:
+            process.kill()
+        started = time.monotonic()
+        _wait(lambda before=before: len(_finished(log)) > before or not thread.is_alive())
+        if killed:
+            done[role] = round(time.monotonic() - started, 2)
+    thread.join()
+    if errors:
+        raise errors[0]
+    entries = _finished(log)
+    return {
+        "iterations": len(entries),
+        "questions": config.questions,
+        "group_size": config.grpo.group_size,
+        "idle_share": {role: round(share, 3) for role, share in entries[-1]["idle"].items()},
+        "publish_s": round(statistics.median(entry["publish_s"] for entry in entries), 4),
+        "weights_mb": round(sum(f.stat().st_size for f in _newest(root / "roles" / "weights")) / 1e6, 3),
+        "kill_to_next_iteration_s": done,
+        "median_iteration_s": round(statistics.median(entry["seconds"] for entry in entries), 2),
+        "staleness": entries[-1]["staleness"],
+        "counts": entries[-1]["counts"],
+    }
+
+
+def simulation(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
+    """Measured phases, predictions from them, and what happened."""
+    phases = measure_phases(_config(base, data, root / "phases", iterations, "inline", 0))
+    shape = {"questions": 6, "group_size": GROUP, "slots": 1, "train_efficiency": 1.0}
+    started = time.monotonic()
+    run_inline(_config(base, data, root / "sync", iterations, "inline", 0))
+    sync = _steady(root / "sync")
+    predicted = synchronous(phases, Cluster(1, **shape))  # type: ignore[arg-type]
+    overlapped = asynchronous(phases, Cluster(2, train_share=0.5, max_staleness=1, **shape))  # type: ignore[arg-type]
+    real = _steady(root / "roles")
+    return {
+        "phases": dataclasses.asdict(phases),
+        "seconds": round(time.monotonic() - started, 1),
+        "points": [
+            {
+                "what": "one process, synchronous",
+                "predicted_s": round(predicted, 3),
+                "measured_s": round(sync, 3),
+            },
+            {
+                "what": "rollout worker and trainer on a core each, staleness 1",
+                "predicted_s": round(overlapped["seconds"], 3),
+                "measured_s": round(real, 3),
+            },
+        ],
+    }
+
+
+def measure_phases(config: RlConfig) -> Phases:
+    """Times of a group's parts and of training on it, in this process."""
+    roller = make_roller(config)
+    roller.version = 0
+    tickets = [Ticket(0, place, 0) for place in range(6)]
+    groups, rolled = [], []
+    for ticket in tickets:
+        started = time.perf_counter()
+        group = roller.roll(ticket)
+        rolled.append((time.perf_counter() - started, max(len(a.tokens) for a in group.answers)))
+        groups.append(judge(group, roller.sampler.draw(ticket), config))
+    model = load(config.model.path, device=config.run.device, dtype="float32")
+    packer = RowPacker(model, config, roller.sampler.window)
+    objective = GrpoLoss(Policy(model, torch.float32, frozen_vision=False), None, config.grpo)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        batch = packer.batch([row for g in groups for row in packer.rows(g, roller.sampler.draw(g.ticket))])
+        objective(batch)[0].backward()
+        times.append(time.perf_counter() - started)
+    store = weight_store(config)
+    started = time.perf_counter()
+    store.publish(0, model.network.state_dict())
+    published = time.perf_counter()
+    roller.load(store)
+    loaded = time.perf_counter()
+    length = statistics.median(tokens for _, tokens in rolled)
+    seconds = statistics.median(seconds for seconds, _ in rolled)
+    return Phases(
+        prompt_s=seconds / (length + 1),  # as long as a token's step in a model this small
+        token_s=seconds / (length + 1),
+        train_s=statistics.median(times) / sum(len(group.answers) for group in groups),
+        load_s=loaded - published,
+        publish_s=published - started,
+        median_tokens=length,
+        sigma=0.0,
+        max_tokens=config.rollout.max_tokens,
+    )
+
+
+def gpu(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
+    """Synchronous against asynchronous on one card."""
+    from training.rl.actors import run_ray
+
+    found: dict[str, Any] = {}
+    for name, staleness in (("synchronous", 0), ("asynchronous", 1)):
+        run_ray(_config(base, data, root / name, iterations, "ray", staleness, cuda=True))
+        entries = _finished(root / name / "monitor")
+        found[name] = {"iteration_s": _steady(root / name), "reward": entries[-1]["reward"]}
+    found["speed_up"] = found["synchronous"]["iteration_s"] / found["asynchronous"]["iteration_s"]
+    return found
+
+
+def _config(
+    base: Path, data: Path, output: Path, steps: int, launcher: str, staleness: int, *, cuda: bool = False
+) -> RlConfig:
+    device = {"device": "cuda", "gpus": 0.5} if cuda else {"device": "cpu"}
+    return toy.settings(
+        base,
+        data,
+        output,
+        0,
+        optimizer={"steps": steps, "batch": 6, "warm_up": 0},
+        run={"launcher": launcher, "save_every": 1, **device},
+        rollout={"max_staleness": staleness, "workers": 1, "gpus": 0.5 if cuda else 0.0},
+    )
+
+
+def _finished(log: Path) -> list[dict[str, Any]]:
+    return read_log(log)
+
+
+def _steady(output: Path) -> float:
+    """Seconds of a median iteration, the first two and those of a recovery aside."""
+    return statistics.median(entry["seconds"] for entry in _finished(output / "monitor")[2:])
+
+
+def _newest(weights: Path) -> list[Path]:
+    return list(sorted(weights.glob("step-*"))[-1].iterdir())
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ray::{name}" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 600.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"nothing happened for {seconds:g} s")
+        time.sleep(0.02)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.async_rl", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--turns", type=int, default=5, help="of engine and generate")
+    parser.add_argument("--iterations", type=int, default=12, help="of each run")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    machine = describe_machine(("torch", "transformers", "ray"))
+    with tempfile.TemporaryDirectory(prefix="async_rl_") as name:
+        root = Path(name)
+        data = toy.write_data(root / "data", 64, 1)
+        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=60)
+        report: dict[str, Any] = {
+            "command": command_line(),
+            "machine": machine,
+            "rollout_engine": rollout_engine(bundled_model(), options.turns),
+        }
+        print(json.dumps(report["rollout_engine"]), flush=True)
+        report["roles"] = roles(base, data, root, options.iterations)
+        print(json.dumps(report["roles"]), flush=True)
+        report["simulation"] = simulation(base, data, root, options.iterations)
+        if torch.cuda.is_available():
+            report["gpu"] = gpu(base, data, root, options.iterations)
+    text = json.dumps(report, indent=1) + "\n"
+    options.json.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
