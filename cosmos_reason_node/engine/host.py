@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable
 
 from ..errors import CosmosReasonError, ErrorCode
+from ..types import Window
 from .base import Event, Failed, Request, Token
 from .process import EngineProcess
-from .spec import EngineSpec, EngineState, EngineStatus
-from .wire import Cancel, Message, Ready, Reply, Stop, Submit, Unusable
+from .spec import EngineSpec, EngineState, EngineStatistics, EngineStatus
+from .wire import Cancel, Message, Observe, Ready, Reply, Report, Stop, Submit, Unusable
 
 __all__ = ["EngineHost", "EngineSpec", "EngineState", "EngineStatus", "EventCallback", "StateCallback"]
 
@@ -78,6 +79,7 @@ class EngineHost:
         self._max_backoff_s = max_backoff_s
         self._changed = threading.Condition()  # guards everything below
         self._status = EngineStatus(EngineState.STOPPED)
+        self._statistics = EngineStatistics()
         self._pending: dict[str, set[int]] = {}  # request -> branches that have not ended
         self._quiet_since = 0.0  # when the process last gave a sign of life, or got work while idle
         self._process: EngineProcess | None = None
@@ -94,6 +96,11 @@ class EngineHost:
     def status(self) -> EngineStatus:
         """The newest state."""
         return self._status
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Work of the engine process, as it last reported."""
+        return self._statistics
 
     @property
     def pid(self) -> int:
@@ -160,6 +167,16 @@ class EngineHost:
                 self._quiet_since = time.monotonic()
             self._pending[request.request_id] = set(range(len(request.queries)))
             process.outbox.put(Submit(request, priority, time.monotonic()))
+
+    def observe(self, window: Window) -> None:
+        """Show frames that requests will be about, so that their features are there by then.
+
+        Never blocks and cannot fail: what the engine has no time for, it works out with the request.
+        """
+        with self._changed:
+            process = self._process
+            if self._status.state is EngineState.READY and process is not None:
+                process.outbox.put(Observe(window))
 
     def cancel(self, request_id: str, branch: int | None = None) -> bool:
         """Ask that a request, or one branch, end with ``Failed(CANCELED)``; it does within one step.
@@ -268,7 +285,10 @@ class EngineHost:
             self._quiet_since = time.monotonic()
         if isinstance(message, Reply):
             self._deliver(message)
+        elif isinstance(message, Report):
+            self._statistics = message.statistics
         elif isinstance(message, Ready):
+            self._statistics = EngineStatistics()
             watch.ready_at = time.monotonic()
             self._set_state(
                 EngineState.READY,

@@ -22,6 +22,8 @@ from .spec import EngineSpec
 
 KINDS = ("torch", "tensorrt", "onnx", "remote")
 _log = logging.getLogger(__name__)
+# Pairs of a camera kept beyond a window: those that arrive while one is being answered.
+_PAIRS_AHEAD = 4
 _CAMERA_SIZE = (480, 640)  # assumed by the warm-up of a model without a fixed frame size
 
 
@@ -85,6 +87,8 @@ def _load(spec: EngineSpec) -> Engine:
             min_confidence=spec.min_confidence,
             default_think_tokens=spec.default_think_tokens,
             max_prompt_tokens=spec.max_prompt_tokens,
+            kept_pairs=(spec.window_frames or model_spec.window_frames) // model_spec.patches.temporal_patch
+            + _PAIRS_AHEAD,
         )
     else:
         from .graph_engine import load_graph_engine

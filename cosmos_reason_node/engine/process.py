@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 from .spec import EngineSpec
-from .wire import RECEIVE_BYTES, Decoder, Message, send
+from .wire import RECEIVE_BYTES, Decoder, KeptImages, Message, send
 
 _log = logging.getLogger(__name__)
 
@@ -106,9 +106,10 @@ class EngineProcess:
         self._connection.close()
 
     def _write(self) -> None:
+        images = KeptImages()
         while (message := self.outbox.get()) is not None:
             try:
-                send(self._connection, message)
+                send(self._connection, message, images)
             except OSError:
                 return  # the reading side sees the end, too
 

@@ -145,12 +145,22 @@ class TorchEngine:
 
     @torch.inference_mode()
     def observe(self, window: Window) -> None:
-        """Encode the frames of ``window`` where they are not yet; see ``base.Observer``."""
+        """Encode the frames of ``window`` where they are not yet; see ``base.Observer``.
+
+        What is wrong with them is for the requests to say.
+        """
         if self.model is None or self.machine is None:
             return
-        video_of(self.model, window)
-        for pair in self.machine.vision.pairs(window):
-            self.machine.vision.encode(pair)
+        try:
+            video_of(self.model, window)
+            for pair in self.machine.vision.pairs(window):
+                self.machine.vision.encode(pair)
+        except CosmosReasonError:
+            return
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _release_cached_memory()
 
     def answer(self, request: Request) -> Generator[Event, int | None, None]:
         """Answer ``request``; see ``Engine.answer``. ``send(branch)`` drops a branch without an event."""

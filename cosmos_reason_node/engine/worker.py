@@ -2,8 +2,9 @@
 """The engine process: loads a model, answers what its host sends. Started by ``host.EngineHost`` only.
 
     socket --reader thread--> inbox --main thread--> waiting: interactive | others
-                                                        |  at most max_active (+ 1 interactive)
-                                                     active: one step of each in turn --> socket
+                     |                                  |  at most max_active (+ 1 interactive)
+                     |                               active: one step of each in turn --> socket
+                     └─> seen (the newest frames) --> observed: one window between steps
 
 Cancel, deadline and stop are looked at between steps. The process ends with its host, however that ends: by
 the end of the socket, or by the kernel's signal when the host is killed in the middle of a step.
@@ -28,10 +29,28 @@ from dataclasses import dataclass, field
 
 from ..errors import CosmosReasonError, ErrorCode
 from ..parent_death import die_with
-from .base import Done, Engine, Event, Failed, Request, Token
+from ..types import Window
+from .base import Done, Engine, Event, Failed, Observer, Request, Token
 from .loading import load_engine
-from .spec import EngineSpec
-from .wire import RECEIVE_BYTES, Cancel, Decoder, Message, Ready, Reply, Stop, Submit, Unusable, send
+from .spec import EngineSpec, EngineStatistics
+from .wire import (
+    RECEIVE_BYTES,
+    Cancel,
+    Decoder,
+    Message,
+    Observe,
+    Ready,
+    Reply,
+    Report,
+    Stop,
+    Submit,
+    Unusable,
+    send,
+)
+
+_MAX_SEEN = 64
+_REPORT_S = 0.5
+_NOTHING = Window("", (), 0, 1, 0, 0)
 
 
 @dataclass(eq=False)
@@ -57,6 +76,7 @@ class Worker:
         engine: what answers.
         connection: to the host.
         inbox: messages from the host, put there by another thread.
+        seen: windows to observe, put there by another thread, which drops the oldest when there are many.
         max_active: requests that advance in turns; one interactive request more may.
     """
 
@@ -65,11 +85,17 @@ class Worker:
         engine: Engine,
         connection: socket.socket,
         inbox: queue.SimpleQueue[Message],
+        seen: deque[Window],
         max_active: int,
     ) -> None:
         self._engine = engine
         self._connection = connection
         self._inbox = inbox
+        self._seen = seen
+        self._requests = 0
+        self._queue_s = 0.0
+        self._queue_max_s = 0.0
+        self._reported = time.monotonic()
         self._max_active = max(1, max_active)
         self._interactive: deque[_Job] = deque()
         self._others: deque[_Job] = deque()
@@ -79,22 +105,24 @@ class Worker:
         """Serve until told to stop."""
         while self._take_messages():
             self._expire()
+            self._observe()
             self._start()
             if self._active:
                 self._active.rotate(-1)
                 self._step(self._active[-1])
+            self._report()
         for job in list(self._active):
             self._remove(job)
 
     def _take_messages(self) -> bool:
         """Handle what has arrived, waiting for something only when there is no work; False to stop."""
-        idle = not (self._active or self._interactive or self._others)
+        idle = not (self._active or self._interactive or self._others or self._seen)
         while True:
             try:
                 message = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
-            idle = False
+            idle = False  # an Observe only wakes: its window is in self._seen
             if isinstance(message, Stop):
                 return False
             if isinstance(message, Submit):
@@ -102,6 +130,32 @@ class Worker:
                 (self._interactive if message.priority else self._others).append(job)
             elif isinstance(message, Cancel):
                 self._cancel(message)
+
+    def _observe(self) -> None:
+        """Let the engine look at frames that have come, a window at a time."""
+        if self._seen and isinstance(self._engine, Observer):
+            self._engine.observe(self._seen.popleft())
+        else:
+            self._seen.clear()
+
+    def _report(self) -> None:
+        """Tell the host of the work so far, now and then."""
+        now = time.monotonic()
+        if now - self._reported < _REPORT_S:
+            return
+        self._reported = now
+        statistics = getattr(self._engine, "statistics", EngineStatistics())
+        send(
+            self._connection,
+            Report(
+                dataclasses.replace(
+                    statistics,
+                    requests=self._requests,
+                    queue_s=self._queue_s,
+                    queue_max_s=self._queue_max_s,
+                )
+            ),
+        )
 
     def _expire(self) -> None:
         """Fail waiting requests whose time is up."""
@@ -119,9 +173,13 @@ class Worker:
 
     def _begin(self, job: _Job) -> None:
         job.started = time.monotonic()
+        waited = job.started - job.submit.submitted
+        self._requests += 1
+        self._queue_s += waited
+        self._queue_max_s = max(self._queue_max_s, waited)
         request = job.request
         if request.deadline_s > 0:  # counted from submission
-            left = request.deadline_s - (job.started - job.submit.submitted)
+            left = request.deadline_s - waited
             request = dataclasses.replace(request, deadline_s=max(left, 1e-9))
         job.steps = self._engine.answer(request)
         self._active.append(job)
@@ -187,13 +245,16 @@ def _with_queue_time(done: Done, waited: float) -> Done:
 def serve(spec: EngineSpec, connection: socket.socket) -> int:
     """Load, then answer until told to stop; the process's exit code."""
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    seen: deque[Window] = deque(maxlen=_MAX_SEEN)
     loaded = threading.Event()
-    threading.Thread(target=_receive, args=(connection, inbox, loaded), name="receive", daemon=True).start()
+    threading.Thread(
+        target=_receive, args=(connection, inbox, seen, loaded), name="receive", daemon=True
+    ).start()
     try:
         engine = load_engine(spec)
         loaded.set()
         send(connection, Ready(engine.info, engine.max_prompt_tokens))
-        Worker(engine, connection, inbox, spec.max_active).run()
+        Worker(engine, connection, inbox, seen, spec.max_active).run()
         engine.close()
     except OSError:
         return 0  # the host is gone
@@ -208,7 +269,12 @@ def serve(spec: EngineSpec, connection: socket.socket) -> int:
     return 0
 
 
-def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Message], loaded: threading.Event) -> None:
+def _receive(
+    connection: socket.socket,
+    inbox: queue.SimpleQueue[Message],
+    seen: deque[Window],
+    loaded: threading.Event,
+) -> None:
     """Move messages from the socket to the inbox; end the process when the host is gone."""
     decoder = Decoder()
     while True:
@@ -221,6 +287,12 @@ def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Message], loade
         for message in decoder.feed(data):
             if isinstance(message, Stop) and not loaded.is_set():
                 os._exit(0)  # nothing to close yet, and loading cannot be interrupted otherwise
+            if isinstance(message, Observe):
+                wakes = not seen
+                seen.append(message.window)
+                if not wakes:
+                    continue
+                message = Observe(_NOTHING)  # the inbox is not bounded: it holds no frames twice
             inbox.put(message)
 
 

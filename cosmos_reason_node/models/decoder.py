@@ -218,17 +218,42 @@ class Decoder:
         Returns:
             (B, D) last hidden state of each row's last token.
         """
+        length = embedded.shape[1]
+        return self.through(
+            embedded,
+            starts,
+            lengths,
+            ends,
+            prefix.length,
+            prefix.cache[..., : prefix_room or prefix.length, :],
+            branches.cache[..., : room or int(lengths.max()) + length, :],
+            first,
+        )
+
+    def through(
+        self,
+        embedded: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        ends: Tensor,
+        filled: int | Tensor,
+        prefix: Tensor,
+        branches: Tensor,
+        first: int = 0,
+    ) -> Tensor:
+        """``write`` on tensors alone, so that it can be compiled and captured.
+
+        ``filled`` of the P places of ``prefix`` (N, 2, K, P, C) hold something; ``branches`` is
+        (N, 2, regions, K, S, C).
+        """
         rows, length, _ = embedded.shape
         row = torch.arange(rows, device=embedded.device)
-        prefix_room = prefix_room or prefix.length
-        room = room or int(lengths.max()) + length
         steps = torch.arange(length, device=embedded.device)
         places = lengths[:, None] + steps  # (B, L)
         rotation = _cosines((starts[:, None] + steps)[..., None] * self._frequencies, embedded.dtype)
-        column = torch.arange(prefix_room + room, device=embedded.device)
-        seen = torch.where(
-            column < prefix_room, column < prefix.length, column - prefix_room <= places[..., None]
-        )
+        prefix_room = prefix.shape[-2]
+        column = torch.arange(prefix_room + branches.shape[-2], device=embedded.device)
+        seen = torch.where(column < prefix_room, column < filled, column - prefix_room <= places[..., None])
         # Rows of a key/value head are its G query heads' L tokens.
         hides = embedded.new_zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
         hides = hides[:, None, None].expand(-1, -1, self._groups, -1, -1).flatten(2, 3)  # (B, 1, G*L, P+S)
@@ -237,13 +262,12 @@ class Decoder:
         hidden = embedded
         for i, layer in enumerate(self._layers):
             query, stored = self._project(layer, hidden, rotation)
-            branches.cache[i][:, region, :, places] = stored
-            # (2, B*K, S, C): regions are dense, so this is a view.
-            regions = branches.cache[i][:, own].flatten(1, 2)[..., :room, :]
+            branches[i][:, region, :, places] = stored
             if i == len(self._layers) - 1 and length > 1:  # nothing reads its other outputs
                 hidden, query = hidden[row, ends][:, None], query[row, ends][:, None]
                 hides = hides.view(rows, self._groups, length, -1)[row, :, ends][:, None]
-            attended = self._attend(query, prefix.cache[i][..., :prefix_room, :], regions, hides)
+            # (2, B*K, S, C): regions are dense, so this is a view.
+            attended = self._attend(query, prefix[i], branches[i][:, own].flatten(1, 2), hides)
             hidden = hidden + layer.out(attended)
             hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
         return _normalise(self._norm, hidden[:, 0])

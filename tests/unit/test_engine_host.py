@@ -18,7 +18,7 @@ import torch
 from cosmos_reason_node.engine.base import Done, Failed, Request, Token
 from cosmos_reason_node.engine.host import EngineHost, EngineSpec, EngineState
 from cosmos_reason_node.engine.torch import TorchEngine
-from cosmos_reason_node.engine.wire import Decoder, Submit, send
+from cosmos_reason_node.engine.wire import MAX_KEPT, Decoder, KeptImages, Observe, Submit, send
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Query, QueryKind
@@ -209,6 +209,36 @@ def test_interactive_requests_start_before_monitors(host, recorder):
     recorder.wait_ends(*monitors)
 
 
+def test_observed_frames_are_encoded_before_the_request(host, recorder):
+    seen = tiny_model.window(frames=8, seed=99, camera="observed")
+
+    def part(first, count):
+        return dataclasses.replace(seen, frames=seen.frames[first : first + count], first_tick=10 + first)
+
+    def statistics():
+        """As reported with, or after, the last request."""
+        time.sleep(0.6)  # longer than the pause between reports
+        recorder.wait_ends(submit(host, dataclasses.replace(SHORT, think_tokens=0)))
+        end = time.monotonic() + WAIT_S
+        while host.statistics.requests == 0:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        return host.statistics
+
+    before = statistics()
+    for first in (0, 2, 4):
+        host.observe(part(first, 2))
+    request_id = f"r{next(_numbers)}"
+    host.submit(Request(request_id, (part(0, 6),), (SHORT,)))
+    (ends,) = recorder.wait_ends(request_id)
+    assert isinstance(ends[0], Done)
+    after = statistics()
+    while after.vision_misses - before.vision_misses < 3:
+        after = statistics()
+    assert after.vision_hits - before.vision_hits >= 3
+    assert after.decode_steps > before.decode_steps
+
+
 def test_bad_requests_are_answered(host, recorder):
     request_id = f"bad{next(_numbers)}"
     host.submit(Request(request_id, (tiny_model.window(frames=3),), (SHORT,)))
@@ -365,3 +395,29 @@ def test_wire_keeps_frames_and_splits_anywhere():
     assert dataclasses.replace(got, windows=()) == dataclasses.replace(request, windows=())
     np.testing.assert_array_equal(got.windows[0].pixels(), request.windows[0].pixels())
     assert len(data) < request.windows[0].pixels().nbytes + 4096
+
+
+def test_an_image_crosses_once_while_it_is_kept():
+    long = tiny_model.window(frames=MAX_KEPT + 40, size=(4, 4))
+
+    def part(first, count):
+        return dataclasses.replace(long, frames=long.frames[first : first + count])
+
+    windows = [part(first, 8) for first in range(0, MAX_KEPT + 32, 2)]
+    windows.append(part(0, 8))  # long gone on both sides
+    windows.append(dataclasses.replace(part(0, 2), frames=(long.frames[0], long.frames[0])))
+    ours, theirs, images, decoder = *socket.socketpair(), KeptImages(), Decoder()
+    sizes, got = [], []
+    with ours, theirs:
+        for window in windows:
+            send(ours, Observe(window), images)
+            data = theirs.recv(1 << 20)
+            sizes.append(len(data))
+            got += decoder.feed(data)
+    for message, window in zip(got, windows, strict=True):
+        np.testing.assert_array_equal(message.window.pixels(), window.pixels())
+    assert got[1].window.frames[0].image is got[0].window.frames[2].image
+    assert not got[0].window.frames[0].image.flags.writeable
+    image_bytes = 4 * 4 * 3
+    assert sizes[0] - sizes[1] > 5 * image_bytes  # six images of eight were there
+    assert sizes[-2] > sizes[1] + 5 * image_bytes
