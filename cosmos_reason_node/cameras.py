@@ -39,7 +39,14 @@ class CameraWindows:
         grid = TimeGrid.from_fps(config.fps)
         self._cameras = {
             name: _Camera(
-                WindowBuffer(name, grid, config.window_frames, config.max_hold_s, config.max_backward_s),
+                WindowBuffer(
+                    name,
+                    grid,
+                    config.window_frames,
+                    config.max_hold_s,
+                    config.max_backward_s,
+                    anchored=config.window_mode == "anchored",
+                ),
                 topic,
             )
             for name, topic in config.camera_topics.items()

@@ -72,7 +72,7 @@ class Config:
     remote_key_env: str = setting("", "Environment variable that holds the server's key; empty = no key.")
     remote_video: str = setting(
         "images",
-        "How windows go to the server: images (frames one by one), video (frames as one JPEG sequence, vLLM), "
+        "How windows go to the server: images (frames one by one), video (one JPEG sequence, as vLLM takes it), "
         "embeds (features computed here with the checkpoint's vision tower, vLLM).",
         choices=("images", "video", "embeds"),
     )
@@ -110,6 +110,16 @@ class Config:
         0.0, "Frames per second of the window's time grid; 0 = the model's.", low=0.0, high=60.0
     )
     window_frames: int = setting(0, "Frames of a full window, even; 0 = the model's.", low=0, high=128)
+    window_mode: str = setting(
+        "sliding",
+        "sliding: the newest window_frames frames. anchored: the window starts at a fixed point and grows up "
+        "to window_frames, then starts anew with its newer half; only what it grows by is computed.",
+        choices=("sliding", "anchored"),
+    )
+    encode_ahead: bool = setting(
+        True,
+        "Compute the visual features of a pair of frames when it arrives, not when a query comes.",
+    )
     min_frames: int = setting(2, "Fewest frames to answer from (start-up, after a reset).", low=2, high=128)
     frame_width: int = setting(
         0, "Frame width given to the model, pixels, multiple of 28; 0 = the model's.", low=0, high=1792
@@ -156,6 +166,14 @@ class Config:
         live=True,
     )
     max_answer_tokens: int = setting(48, "Most tokens of a free-form answer.", low=1, high=1024, live=True)
+    option_orders: int = setting(
+        1,
+        "Ask about options under this many orders of them and average their probabilities, so that no place "
+        "in the list is favoured.",
+        low=1,
+        high=26,
+        live=True,
+    )
     min_confidence: float = setting(
         0.55,
         "A yes or no of lower probability becomes UNKNOWN; options need the same share above chance.",

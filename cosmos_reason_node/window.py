@@ -72,6 +72,7 @@ class WindowBuffer:
         camera: name that frames must carry.
         grid: the time grid.
         num_frames: frames of a full window, even, at least 2.
+        anchored: windows start on a coarse grid (half a window) and grow, instead of sliding; see ``window``.
         max_hold_s: longest hole that is filled by repetition.
         max_backward_s: stamps older than the newest by at most this much are dropped as out of order; beyond
             it the clock has jumped (a bag looped, the time source was set) and the buffer starts anew.
@@ -84,6 +85,7 @@ class WindowBuffer:
         num_frames: int = 32,
         max_hold_s: float = 1.0,
         max_backward_s: float = 1.0,
+        anchored: bool = False,
     ) -> None:
         if num_frames < 2 or num_frames % 2:
             raise ValueError(f"num_frames must be even and at least 2, got {num_frames}")
@@ -91,6 +93,7 @@ class WindowBuffer:
         self.grid = grid
         self.num_frames = num_frames
         self.counters = WindowCounters()
+        self._anchored = anchored
         self._max_hold_ticks = max(0, round(max_hold_s * 1e9 / grid.period_ns))
         self._max_backward_ns = round(max_backward_s * 1e9)
         # One more pair than a window, so that an unfinished pair does not push out the oldest complete one.
@@ -151,13 +154,20 @@ class WindowBuffer:
         self._frames.append((frame.tick, frame))
 
     def window(self, min_frames: int = 2) -> Window | None:
-        """The newest window that ends on a complete pair; None while it is shorter than ``min_frames``."""
+        """The newest window that ends on a complete pair; None while it is shorter than ``min_frames``.
+
+        It has up to ``num_frames`` frames; anchored, it starts at a multiple of half of that (an even number
+        of ticks), so that it grows from more than a half to the whole and only then leaves its older half.
+        """
         ticks = list(self._frames)
         if ticks and ticks[-1][0] % 2 == 0:
             ticks.pop()
         if ticks and ticks[0][0] % 2 == 1:
             ticks.pop(0)
         ticks = ticks[-self.num_frames :]
+        if self._anchored and len(ticks) == self.num_frames:
+            step = max(2, self.num_frames // 4 * 2)
+            ticks = ticks[-ticks[0][0] % step :]
         if len(ticks) < max(2, min_frames):
             return None
         return Window(

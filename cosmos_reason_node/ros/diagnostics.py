@@ -11,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import ROSClock
 from rclpy.node import Node
 
-from ..engine.spec import EngineState, EngineStatus
+from ..engine.spec import EngineState, EngineStatistics, EngineStatus
 from .camera import CameraReport
 from .session import Session
 
@@ -85,17 +85,23 @@ class Diagnostics:
         self._watches: dict[str, CameraWatch] = {}
 
     def publish(
-        self, engine: EngineStatus, session: Session | None, reports: Mapping[str, CameraReport], error: str
+        self,
+        engine: EngineStatus,
+        work: EngineStatistics,
+        session: Session | None,
+        reports: Mapping[str, CameraReport],
+        error: str,
     ) -> None:
         """Publish the state.
 
         Args:
             engine: of the engine process.
+            work: what it did and saved.
             session: None unless the node is active.
             reports: of the cameras.
             error: why the last transition failed; empty when it did not.
         """
-        array = DiagnosticArray(status=[self._lifecycle(error), self._engine(engine, session)])
+        array = DiagnosticArray(status=[self._lifecycle(error), self._engine(engine, work, session)])
         for name, report in reports.items():
             array.status.append(self._camera(name, report, session))
         array.header.stamp = self._node.get_clock().now().to_msg()
@@ -119,7 +125,9 @@ class Diagnostics:
             return self._entry("lifecycle", DiagnosticStatus.WARN, message, {})
         return self._entry("lifecycle", DiagnosticStatus.OK, "ok", {})
 
-    def _engine(self, status: EngineStatus, session: Session | None) -> DiagnosticStatus:
+    def _engine(
+        self, status: EngineStatus, work: EngineStatistics, session: Session | None
+    ) -> DiagnosticStatus:
         values: dict[str, object] = {"pid": status.pid, "restarts": status.restarts}
         if status.info is not None:
             values |= {"model": status.info.model_id, "device": status.info.device}
@@ -128,6 +136,16 @@ class Diagnostics:
             pipeline = session.pipeline
             values |= {"queries waiting": pipeline.waiting, "requests running": pipeline.running}
             values |= {"decisions": pipeline.decisions, "superseded": pipeline.superseded}
+        pairs = work.vision_hits + work.vision_misses
+        prefix = work.prefix_tokens_reused + work.prefix_tokens_read
+        values |= {
+            "vision cache hits": f"{work.vision_hits / max(1, pairs):.1%} of {pairs} frame pairs",
+            "vision cache": f"{work.vision_bytes / 2**20:.1f} MiB a camera",
+            "prefix tokens reused": f"{work.prefix_tokens_reused / max(1, prefix):.1%} of {prefix}",
+            "question tokens": work.question_tokens,
+            "decode tokens": f"{work.decode_tokens} in {work.decode_steps} steps",
+            "queue wait": f"mean {work.queue_s / max(1, work.requests):.3f} s, max {work.queue_max_s:.3f} s",
+        }
         message = f"{status.state.value}: {status.error_msg}" if status.error_msg else status.state.value
         return self._entry("engine", _LEVELS[status.state], message, values)
 

@@ -13,7 +13,7 @@ from cosmos_reason_msgs.msg import Latency as LatencyMsg
 from cosmos_reason_msgs.msg import ModelInfo as ModelInfoMsg
 from cosmos_reason_msgs.srv import Query as QuerySrv
 
-from ..engine.spec import EngineState, EngineStatus
+from ..engine.spec import EngineState, EngineStatistics, EngineStatus
 from ..errors import CosmosReasonError, ErrorCode
 from ..prompt import question_text
 from ..types import Decision, Latency, ModelInfo, Query, QueryKind, Source, Verdict, Window
@@ -163,6 +163,15 @@ def engine_fields(status: EngineStatus) -> dict[str, Any]:
         "engine_restarts": status.restarts,
         "model": model_msg(status.info),
     }
+
+
+def work_fields(work: EngineStatistics) -> dict[str, Any]:
+    """The fields of a Status message that tell what the engine did and saved."""
+    names = ("vision_hits", "vision_misses", "vision_bytes", "prefix_tokens_read", "prefix_tokens_reused")
+    counts = {
+        name: getattr(work, name) for name in (*names, "question_tokens", "decode_tokens", "decode_steps")
+    }
+    return {**counts, "queue_mean": work.queue_s / max(1, work.requests), "queue_max": work.queue_max_s}
 
 
 def decision_json(msg: DecisionMsg) -> dict[str, Any]:

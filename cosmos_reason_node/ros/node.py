@@ -34,14 +34,14 @@ from ..config import Config
 from ..deployment import transport_environment
 from ..engine.base import Event
 from ..engine.host import EngineHost
-from ..engine.spec import EngineState, EngineStatus
+from ..engine.spec import EngineState, EngineStatistics, EngineStatus
 from ..errors import CosmosReasonError, ErrorCode
 from ..monitors import Task
 from .actions import ReasonAction
 from .diagnostics import Diagnostics
 from .executor import caught, make_executor, spin
 from .handover import EngineEvents
-from .messages import camera_msg, engine_fields
+from .messages import camera_msg, engine_fields, work_fields
 from .model_swap import ModelSwap, Served, stop_later
 from .outlets import Outlets
 from .parameters import Parameters
@@ -291,12 +291,16 @@ class ReasonNode(LifecycleNode):
         if session is not None:
             session.refresh()
         reports = {} if session is None else {n: camera.report() for n, camera in session.cameras.items()}
-        self._diagnostics.publish(self._engine_status(), session, reports, self._error)
+        self._diagnostics.publish(self._engine_status(), self._engine_work(), session, reports, self._error)
         self._publish_status()
 
     def _publish_status(self) -> None:
         session = self.session
-        msg = Status(stamp=self.get_clock().now().to_msg(), **engine_fields(self._engine_status()))
+        msg = Status(
+            stamp=self.get_clock().now().to_msg(),
+            **engine_fields(self._engine_status()),
+            **work_fields(self._engine_work()),
+        )
         if session is not None:
             pipeline, recording = session.pipeline, session.recorder.report()
             msg.task = pipeline.task.text
@@ -310,6 +314,9 @@ class ReasonNode(LifecycleNode):
             msg.recording = recording.path
             msg.recording_bytes = recording.bytes_written
         self._outlets.publish_status(msg)
+
+    def _engine_work(self) -> EngineStatistics:
+        return EngineStatistics() if self._served is None else self._served.host.statistics
 
     def _engine_status(self) -> EngineStatus:
         return _OFF if self._served is None else self._served.host.status

@@ -78,6 +78,12 @@ class Setup:
                 ErrorCode.INVALID_REQUEST,
                 f"min_frames ({config.min_frames}) is more than window_frames ({config.window_frames})",
             )
+        if config.window_mode == "anchored" and config.min_frames > config.window_frames // 2:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"an anchored window starts anew with half of its {config.window_frames} frames: min_frames "
+                f"({config.min_frames}) must not be more",
+            )
         check_task(Task(config.task, config.affordance_action, config.action_options), config)
         return cls(config, spec)
 
@@ -99,6 +105,7 @@ class Setup:
             mrope_time=config.mrope_time,
             min_confidence=config.min_confidence,
             default_think_tokens=config.query_think_tokens,
+            window_frames=config.window_frames,
             fallback_dir=config.engine_fallback,
             remote_url=config.remote_url,
             remote_model=config.remote_model,

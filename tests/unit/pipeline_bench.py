@@ -20,6 +20,7 @@ from cosmos_reason_node.types import (
     QueryKind,
     Source,
     Verdict,
+    Window,
 )
 from cosmos_reason_node.window import Offer
 
@@ -36,6 +37,10 @@ class ScriptedEngine:
         self.requests: dict[str, Request] = {}
         self.order: list[str] = []
         self.canceled: list[str] = []
+        self.observed: list[Window] = []
+
+    def observe(self, window: Window) -> None:
+        self.observed.append(window)
 
     def submit(self, request: Request, *, priority: bool = False) -> None:
         if self.status.state is not EngineState.READY:

@@ -461,3 +461,28 @@ def test_live_settings_apply_to_the_next_request():
     bench.pipeline.update(config)
     request = bench.engine.requests[bench.ask()]
     assert (request.sampling.temperature, request.sampling.seed, request.max_answer_tokens) == (0.7, 3, 7)
+
+
+def test_the_engine_is_shown_each_pair_once_when_it_is_complete():
+    bench = Bench(window_frames=4)
+    bench.frames(7)
+    bench.frames(3, camera="wrist")
+    shown = [(w.camera, w.first_tick, len(w.frames)) for w in bench.engine.observed]
+    first = shown[0][1]
+    assert shown == [
+        ("front", first, 2),
+        ("front", first + 2, 2),
+        ("front", first + 4, 2),
+        ("wrist", first + 8, 2),
+    ]
+    assert not Bench(encode_ahead=False, window_frames=4).engine.observed
+
+
+def test_a_bridged_hole_is_shown_whole_and_a_window_after_a_jump_too():
+    bench = Bench(window_frames=8)
+    bench.frames(4)
+    bench.advance(0.75)  # three ticks without a frame
+    bench.frames(3)
+    ticks = [(w.first_tick, len(w.frames)) for w in bench.engine.observed]
+    first = ticks[0][0]
+    assert ticks == [(first, 2), (first + 2, 2), (first + 4, 4), (first + 8, 2)]

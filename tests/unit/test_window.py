@@ -46,6 +46,18 @@ def test_window_ends_on_a_complete_pair_and_starts_on_an_even_tick():
     assert buffer.window().asked == 8
 
 
+def test_an_anchored_window_grows_and_starts_anew_with_its_newer_half():
+    buffer = make_buffer(anchored=True)
+    spans = []
+    for tick in range(100, 130):
+        feed(buffer, tick * PERIOD + 1)
+        if (window := buffer.window()) and tick % 2:
+            assert window.first_tick + len(window.frames) == tick + 1
+            spans.append((window.first_tick, len(window.frames)))
+    assert spans[:4] == [(100, 2), (100, 4), (100, 6), (100, 8)]
+    assert spans[4:8] == [(104, 6), (104, 8), (108, 6), (108, 8)]
+
+
 def test_no_window_before_the_fewest_frames():
     buffer = make_buffer()
     for tick in range(100, 103):
