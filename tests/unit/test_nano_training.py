@@ -107,12 +107,14 @@ def test_completion_is_asked_of_opening_tasks_only_at_first(world):
     assert any(asked(step) for step in range(5, 12))
 
 
-def test_gradients_flow_through_the_newest_pair_of_episodes_and_all_pairs_of_clips(world):
-    source = WindowSource(world, dataclasses.replace(DRAWS, lengths=(4,), length_shares=(1.0,)))
+def test_gradients_flow_through_the_newest_pair_of_episodes_and_some_pairs_of_clips(world):
+    source = WindowSource(
+        world, dataclasses.replace(DRAWS, lengths=(4,), length_shares=(1.0,), clip_gradient=0.2)
+    )
     batch = batch_of(source)
     robot = batch.learn[:4].tolist()
     assert robot == [False, True, False, True]
-    assert bool(batch.learn[4:].all())
+    assert 2 <= int(batch.learn[4:].sum()) < len(batch.learn[4:])
     assert len(batch.learn) == sum(t for t, _, _ in batch.rows.grids)
 
 

@@ -67,18 +67,20 @@ class DrawSettings:
             of a scene undoes the other: asked of both equally, state and answer do not correlate before the
             task's wording is taken into account, and the model stays at chance for long.
         think_share: share of targets with reasoning; the others answer at once.
+        clip_gradient: share of a clip window's temporal patches that gradients flow through, drawn at random.
         no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
         seed: of everything drawn.
     """
 
     episodes: int = 16
     clips: int = 16
-    pairs: int = 24
+    pairs: int = 16
     lengths: tuple[int, ...] = (2, 8, 32)
-    length_shares: tuple[float, ...] = (0.55, 0.2, 0.25)
+    length_shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     branches: int = 4
     one_sided: int = 0
     think_share: float = 0.25
+    clip_gradient: float = 0.5
     no_video_share: float = 0.04
     seed: int = 0
 
@@ -297,11 +299,9 @@ class WindowSource:
             frames = Augmentation(frames.shape[1:3], rng, hue=False).frames(frames)
         order = [samples[i] for i in rng.permutation(len(samples))]
         order.sort(key=lambda sample: sample.group not in kinds.INTUITIVE_PHYSICS)
-        return _Asked(
-            self._world.cut(np.ascontiguousarray(frames)),
-            order[: self._settings.branches],
-            np.ones(span.length // 2, bool),
-        )
+        learn = rng.random(span.length // 2) < self._settings.clip_gradient
+        learn[rng.integers(len(learn))] = True
+        return _Asked(self._world.cut(np.ascontiguousarray(frames)), order[: self._settings.branches], learn)
 
     def _pack(
         self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch

@@ -30,8 +30,8 @@ from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, Wind
 
 VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
 VISION_DRAWS = DrawSettings(pairs=144)
-ANSWER_RECIPE = OptimizerConfig(steps=2400, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
-ANSWER_DRAWS = DrawSettings(one_sided=600)
+ANSWER_RECIPE = OptimizerConfig(steps=1100, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
+ANSWER_DRAWS = DrawSettings(one_sided=350)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 
 
