@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ from cosmos_reason_node.vision.patchify import patchify
 from training.rl import toy
 from training.rl.books import Ticket
 from training.rl.config import RlConfig
-from training.rl.loop import make_roller, run_inline, weight_store
+from training.rl.loop import make_roller, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
-from training.rl.rollout import judge
+from training.rl.rewards import judge
+from training.rl.run import weight_store
 from training.rl.simulate import Cluster, Phases, asynchronous, synchronous
 from training.sft.report import read_log
 
@@ -152,19 +154,19 @@ def roles(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]
     thread = threading.Thread(target=run)
     thread.start()
     for number, (role, name) in enumerate(ACTORS.items(), 1):
-        _wait(lambda number=number: len(_finished(log)) >= 3 * number or not thread.is_alive())
-        before = len(_finished(log))
-        killed = [process for process in _processes(name)][:1]
+        _wait(partial(_reached, log, 3 * number, thread))
+        before = len(read_log(log))
+        killed = _processes(name)[:1]
         for process in killed:
             process.kill()
         started = time.monotonic()
-        _wait(lambda before=before: len(_finished(log)) > before or not thread.is_alive())
+        _wait(partial(_reached, log, before + 1, thread))
         if killed:
             done[role] = round(time.monotonic() - started, 2)
     thread.join()
     if errors:
         raise errors[0]
-    entries = _finished(log)
+    entries = read_log(log)
     return {
         "iterations": len(entries),
         "questions": config.questions,
@@ -254,7 +256,7 @@ def gpu(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, staleness in (("synchronous", 0), ("asynchronous", 1)):
         run_ray(_config(base, data, root / name, iterations, "ray", staleness, cuda=True))
-        entries = _finished(root / name / "monitor")
+        entries = read_log(root / name / "monitor")
         found[name] = {"iteration_s": _steady(root / name), "reward": entries[-1]["reward"]}
     found["speed_up"] = found["synchronous"]["iteration_s"] / found["asynchronous"]["iteration_s"]
     return found
@@ -275,13 +277,13 @@ def _config(
     )
 
 
-def _finished(log: Path) -> list[dict[str, Any]]:
-    return read_log(log)
+def _reached(log: Path, iterations: int, thread: threading.Thread) -> bool:
+    return len(read_log(log)) >= iterations or not thread.is_alive()
 
 
 def _steady(output: Path) -> float:
     """Seconds of a median iteration, the first two and those of a recovery aside."""
-    return statistics.median(entry["seconds"] for entry in _finished(output / "monitor")[2:])
+    return statistics.median(entry["seconds"] for entry in read_log(output / "monitor")[2:])
 
 
 def _newest(weights: Path) -> list[Path]:
@@ -320,7 +322,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="async_rl_") as name:
         root = Path(name)
         data = toy.write_data(root / "data", 64, 1)
-        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=60)
+        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, most=60)
         report: dict[str, Any] = {
             "command": command_line(),
             "machine": machine,

@@ -2,7 +2,9 @@
 """Whole runs in one process: what rollouts and trainer agree on, going on after a crash, and bad luck."""
 
 import json
+import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
-from training.rl.books import BooksError, Ticket
+from training.rl.books import BooksError, RolloutError, Ticket
 from training.rl.config import ConfigError, make_config
 from training.rl.loop import make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore
-from training.rl.rollout import RolloutError, judge
+from training.rl.rewards import judge
+from training.rl.run import train_role
 from training.rl.tasks import TaskSampler, with_none
 from training.sft.loop import TrainingError
 from training.sft.report import read_log
@@ -100,6 +103,34 @@ def test_groups_of_the_journal_are_not_rolled_again(base, whole, tmp_path):
     assert story(output) == story(whole)
 
 
+def test_two_trainer_processes_do_what_one_does(base, whole, tmp_path):
+    """Sharded (FSDP2 over gloo), with the same answers, taken from the books of the single process."""
+    one = short(*base, tmp_path / "one", run={"save_every": 100})
+    run_inline(one)
+    shutil.copytree(tmp_path / "one" / "rollouts", tmp_path / "two" / "rollouts")
+    two = short(*base, tmp_path / "two", run={"save_every": 100})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def work(rank):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        os.environ |= {name: str(value) for name, value in place.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        train_role(two, make_books(two))
+
+    processes = [forked(work, rank) for rank in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    (told, alone), (same, together) = story(tmp_path / "one"), story(tmp_path / "two")
+    assert told == same
+    assert close(alone, together, 1e-3)
+    first, second = (load(tmp_path / n / "model", device="cpu").network.state_dict() for n in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0.02, atol=2e-3)
+
+
 @pytest.mark.parametrize("preset", ["modern"])
 def test_minibatches_with_dynamic_sampling(base, tmp_path, preset):
     config = short(
@@ -122,7 +153,7 @@ def test_a_reward_that_raises(base, tmp_path, monkeypatch, capsys):
     def broken(text, query, answer):
         raise KeyError("no such answer")
 
-    monkeypatch.setattr("training.rl.rollout.judge_for", lambda name: broken)
+    monkeypatch.setattr("training.rl.rewards.judge_for", lambda name: broken)
     with pytest.raises(BooksError, match=r"4 questions in a row failed.*KeyError"):
         run_inline(short(*base, tmp_path / "run"))
     assert "its reward raised KeyError" in capsys.readouterr().out

@@ -19,12 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.sft.loop import TrainingError
-
-from .books import Books, BooksError
+from .books import Books, BooksError, arguments
 from .config import RlConfig
-from .loop import books_arguments, reward_loop, rollout_loop
-from .run import train_role
 
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
@@ -78,9 +74,8 @@ def run_ray(config: RlConfig) -> None:
     if started:
         _start_ray(config)
     Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
-    actor = (
-        ray.remote(_BooksActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config)  # type: ignore[attr-defined]
-    )
+    role: Any = ray.remote(_BooksActor)
+    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config)
     books = RemoteBooks(actor)
     keeper = _Keeper(config, books)
     try:
@@ -98,10 +93,12 @@ class _BooksActor(Books):
     """The books in a process of their own."""
 
     def __init__(self, config: RlConfig) -> None:
-        super().__init__(**books_arguments(config))
+        super().__init__(**arguments(config))
 
 
 def _train(config: RlConfig, books: RemoteBooks) -> None:
+    from training.sft.loop import TrainingError
+
     if config.run.processes == 1:
         _train_alone(config, books)
     else:
@@ -114,6 +111,8 @@ def _train(config: RlConfig, books: RemoteBooks) -> None:
 def _train_alone(config: RlConfig, books: RemoteBooks) -> None:
     """A single process is an actor, which is back in seconds; Ray Train would take ten processes for it."""
     import ray
+
+    from training.sft.loop import TrainingError
 
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": config.run.gpus if _wants_gpu(config) else 0}
     for life in range(config.run.restarts + 1):
@@ -143,6 +142,8 @@ def _train_sharded(config: RlConfig, books: RemoteBooks) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from training.sft.loop import TrainingError
+
     cuda = _wants_gpu(config)
     seconds = max(10, round(config.run.timeout_s))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -166,6 +167,8 @@ def _train_sharded(config: RlConfig, books: RemoteBooks) -> None:
 
 def _trainer_process(arguments: dict[str, Any]) -> None:
     """A trainer process. An error that a restart does not mend is told to the books, not to Ray."""
+    from .run import train_role
+
     books = arguments["books"]
     try:
         train_role(arguments["config"], books)
@@ -199,6 +202,8 @@ class _Keeper:
         import ray
 
         self._ended.set()
+        if self._thread.ident is None:
+            return
         try:
             self._books.stop()
             self._thread.join(timeout=_CALL_S)
@@ -257,12 +262,16 @@ class _Worker:
 
     def run(self) -> None:
         """Its loop."""
+        from .loop import reward_loop, rollout_loop
+
+        if self._role == "reward":
+            reward_loop(self._books, self._config, self._name)
+            return
         import torch
 
         if self._config.run.threads and not _wants_gpu(self._config):
             torch.set_num_threads(self._config.run.threads)
-        loop = rollout_loop if self._role == "rollout" else reward_loop
-        loop(self._books, self._config, self._name)
+        rollout_loop(self._books, self._config, self._name)
 
 
 def _reason(run: Any) -> str:

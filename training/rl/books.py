@@ -20,6 +20,7 @@ anew, with or without the rest of the run, read them back; what was only leased 
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import os
 import time
@@ -29,12 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from .advantages import zero_variance
+from .config import RlConfig
 
 _DEADLY = 3  # workers that may die over a question
 
 
 class BooksError(Exception):
     """The run cannot go on; the message says why and what to do."""
+
+
+class RolloutError(Exception):
+    """A ticket cannot be answered; the message says why."""
 
 
 @dataclass(frozen=True, order=True)
@@ -444,12 +450,33 @@ class Books:
                 os.replace(partial, path)
 
 
+def arguments(config: RlConfig) -> dict[str, Any]:
+    """What a run's books are made with; the journal's folder is named after what its groups depend on."""
+    depends = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
+    name = hashlib.sha256(repr((depends, config.run.seed)).encode()).hexdigest()[:8]
+    return {
+        "directory": Path(config.run.output).expanduser() / "rollouts" / name,
+        "questions": config.questions,
+        "max_staleness": config.rollout.max_staleness,
+        "iterations": config.iterations,
+        "max_attempts": config.grpo.max_attempts,
+        "dynamic_sampling": config.grpo.dynamic_sampling,
+        "lease_s": 2 * config.rollout.deadline_s,
+    }
+
+
 def _group(line: str) -> Group | None:
     """A line of the journal; None where it is not whole."""
     try:
         value = json.loads(line)
         answers = tuple(
-            Sampled(**{k: tuple(v) if isinstance(v, list) else v for k, v in answer.items()})
+            Sampled(
+                answer["text"],
+                tuple(answer["tokens"]),
+                tuple(answer["log_probs"]),
+                tuple(answer["versions"]),
+                answer["cut"],
+            )
             for answer in value.pop("answers")
         )
         judgements = tuple(Judgement(**judgement) for judgement in value.pop("judgements"))

@@ -16,21 +16,20 @@ that are trained next: the synchronous algorithm, bit for bit, however many work
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .books import Books, Group, Ticket
+from .books import Books, Group, RolloutError, Ticket, arguments
 from .config import RlConfig
-from .publish import WeightStore
-from .rollout import Roller, RolloutError, judge
-from .run import rollout_dtype, train_role, weight_store
+from .rewards import judge
 from .tasks import TaskSampler
+
+if TYPE_CHECKING:  # importing torch takes seconds, and a reward worker needs none
+    from .publish import WeightStore
+    from .rollout import Roller
 
 PAUSE_S = 0.02
 
@@ -100,6 +99,8 @@ def judge_one(books: WorkerBooks, sampler: TaskSampler, config: RlConfig, name: 
 
 def rollout_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
     """A rollout worker, until the books say stop."""
+    from .run import weight_store
+
     roller, store = make_roller(config), weight_store(config)
     _loop(books, name, "rollout", lambda: roll_one(books, store, roller, name))
 
@@ -112,6 +113,8 @@ def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
 
 def run_inline(config: RlConfig) -> None:
     """Everything in turn in this process: the synchronous algorithm."""
+    from .run import train_role, weight_store
+
     books, store, roller = make_books(config), weight_store(config), make_roller(config)
 
     def work() -> bool:
@@ -122,26 +125,16 @@ def run_inline(config: RlConfig) -> None:
 
 def make_books(config: RlConfig) -> Books:
     """The run's books; groups that its journal holds are taken back."""
-    return Books(**books_arguments(config))
-
-
-def books_arguments(config: RlConfig) -> dict[str, Any]:
-    """What Books is made with; the journal's folder is named after what its groups depend on."""
-    depends = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
-    name = hashlib.sha256(repr((depends, config.run.seed)).encode()).hexdigest()[:8]
-    return {
-        "directory": Path(config.run.output).expanduser() / "rollouts" / name,
-        "questions": config.questions,
-        "max_staleness": config.rollout.max_staleness,
-        "iterations": config.iterations,
-        "max_attempts": config.grpo.max_attempts,
-        "dynamic_sampling": config.grpo.dynamic_sampling,
-        "lease_s": 2 * config.rollout.deadline_s,
-    }
+    return Books(**arguments(config))
 
 
 def make_roller(config: RlConfig) -> Roller:
     """A rollout worker's model and questions."""
+    from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
+
+    from .rollout import Roller
+    from .run import rollout_dtype
+
     dtype = next(name for name, kind in DTYPES.items() if kind is rollout_dtype(config))
     model = load(config.model.path, device=config.run.device, dtype=dtype)
     return Roller(config, TaskSampler(config.data, model.spec, config.run.seed), model)

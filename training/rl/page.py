@@ -149,7 +149,7 @@ def _chart(
         element("text", str(left), x=_MARGIN, y=_HEIGHT - 4),
         element("text", str(right), x=_WIDTH - 8, y=_HEIGHT - 4, text_anchor="end"),
     ]
-    key = [
+    legend = [
         element("span", element("b", "■ ", style=f"color:{_COLOURS[i % len(_COLOURS)]}"), f"{label}  ")
         for i, label in enumerate(series)
     ]
@@ -157,5 +157,5 @@ def _chart(
         "figure",
         element("figcaption", title),
         element("svg", axes, drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title),
-        element("div", key, class_="key"),
+        element("div", legend, class_="key"),
     )

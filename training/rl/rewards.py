@@ -7,12 +7,20 @@ does not read earns nothing. All rewards are in [0, 1].
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cosmos_reason_node import decision
 from cosmos_reason_node.types import Query, QueryKind, Verdict
+
+from .books import Group, Judgement
+
+if TYPE_CHECKING:
+    from .config import RlConfig
+    from .tasks import Task
 
 NONE_OPTION = "none of the options"
 
@@ -119,6 +127,23 @@ def judge_for(name: str) -> Callable[[str, Query, str], float]:
             f"reward {name!r} is none of {', '.join(filter(None, JUDGES))}: correct extra.reward"
         )
     return JUDGES[name]
+
+
+def judge(group: Group, task: Task, config: RlConfig) -> Group:
+    """The group with its rewards; whatever a reward raises is raised.
+
+    An answer that was cut has not the asked format, whatever stands in it.
+    """
+    settings, measure = config.grpo, judge_for(task.reward)
+    judgements = []
+    for answer in group.answers:
+        form = 0.0 if answer.cut else format_reward(answer.text)
+        right = 0.0 if answer.cut else measure(answer.text, task.query, task.answer)
+        if not math.isfinite(right):
+            raise ValueError(f"{task.name}: its reward is {right}")
+        total = settings.format_reward * form + settings.accuracy_reward * right
+        judgements.append(Judgement(form, right, total))
+    return dataclasses.replace(group, judgements=tuple(judgements))
 
 
 def _temporal_iou(output: str, query: Query, answer: str) -> float:

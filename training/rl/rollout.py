@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to a ticket's question, by the node's own engine, and their rewards.
+"""Answers to a ticket's question, by the node's own engine.
 
 The video and the system text are encoded once; the group's answers are branches of one request. Answers are
 written without the grammar, so that a broken format is seen, at temperature 1 and top_p 1.
@@ -19,17 +19,12 @@ from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.types import Answer
 from training.data.media import MediaError
 
-from .books import Group, Judgement, Sampled, Ticket
+from .books import Group, RolloutError, Sampled, Ticket
 from .config import RlConfig
 from .publish import WeightStore
-from .rewards import format_reward, judge_for
 from .tasks import Task, TaskSampler
 
 _ANSWER_TOKENS = 48  # of the budget; an engine bounds reasoning and answer apart
-
-
-class RolloutError(Exception):
-    """A ticket cannot be answered; the message says why."""
 
 
 class Roller:
@@ -104,20 +99,3 @@ def branch_seeds(seed: int, ticket: Ticket, count: int) -> tuple[int, ...]:
     """A seed for each answer of a ticket, whoever writes it."""
     entropy = np.random.SeedSequence([seed, ticket.iteration, ticket.place, ticket.attempt])
     return tuple(int(value) for value in entropy.generate_state(count, np.uint64) >> np.uint64(16))
-
-
-def judge(group: Group, task: Task, config: RlConfig) -> Group:
-    """The group with its rewards; whatever a reward raises is raised.
-
-    An answer that was cut has not the asked format, whatever stands in it.
-    """
-    settings, measure = config.grpo, judge_for(task.reward)
-    judgements = []
-    for answer in group.answers:
-        form = 0.0 if answer.cut else format_reward(answer.text)
-        right = 0.0 if answer.cut else measure(answer.text, task.query, task.answer)
-        if not np.isfinite(right):
-            raise ValueError(f"{task.name}: its reward is {right}")
-        total = settings.format_reward * form + settings.accuracy_reward * right
-        judgements.append(Judgement(form, right, total))
-    return dataclasses.replace(group, judgements=tuple(judgements))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def scaling(phases: Phases, *, grow: bool) -> list[dict[str, Any]]:
     ]
 
 
-def plot(results: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
+def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Speed-up over the number of GPUs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

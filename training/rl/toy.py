@@ -35,7 +35,7 @@ from training.data.media import WindowSpec, load_window
 from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample
-from training.sft.rows import AnswerLoss, encode_answer, pack_rows
+from training.sft.rows import AnswerLoss, RowBatch, encode_answer, pack_rows
 
 from .config import RlConfig, make_config
 
@@ -79,7 +79,7 @@ def write_model(directory: Path, seed: int) -> Path:
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in _PIECES])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
     tokenizer.save(str(directory / "tokenizer.json"))
-    ids = {token: tokenizer.token_to_id(token) for token in CONTROL}
+    ids: dict[str, Any] = {token: tokenizer.token_to_id(token) for token in CONTROL}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
@@ -159,8 +159,15 @@ def write_data(
     return directory
 
 
-def warm_up(directory: Path, data: Path, seed: int, steps: int = 160) -> Path:
-    """Fine-tune: text that says the answer teaches options; videos with random answers teach the format."""
+def warm_up(directory: Path, data: Path, seed: int, most: int = 600) -> Path:
+    """Fine-tune: text that says the answer teaches options; videos with random answers teach the format.
+
+    Args:
+        directory: of the checkpoint, which is replaced.
+        data: videos.
+        seed: of the order.
+        most: steps; it ends earlier when options are read from text without fail.
+    """
     model = _trainable(directory)
     rng = np.random.default_rng(seed)
     opened = open_data_set(data)
@@ -168,30 +175,38 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 160) -> Path:
     objective = AnswerLoss(model)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     grid = model.spec.video_grid(FRAMES, SIDE, SIDE, 4.0)
-    for step in range(steps):
-        branches, videos, patches = [], [], []
-        for row in range(24):
-            order = rng.permutation(2).tolist()
-            truth = int(rng.integers(2))
-            answer = "AB"[order.index(truth)]
+
+    def rows(count: int, *, video: bool) -> RowBatch:
+        branches, patches = [], []
+        for _ in range(count):
+            order, truth = rng.permutation(2).tolist(), int(rng.integers(2))
+            hint = "" if video else OPTIONS[truth] + "\n"
             options = tuple(OPTIONS[i] for i in order)
-            with_video = row % 4 == 0
-            hint = "" if with_video else OPTIONS[truth] + "\n"
             query = Query(QueryKind.QUESTION, question=hint + QUESTION, options=options)
-            branches.append([encode_answer(model.tokenizer, query, "", answer, 4.0)])
-            videos.append([grid] if with_video else [])
-            if with_video:
+            branches.append([encode_answer(model.tokenizer, query, "", "AB"[order.index(truth)], 4.0)])
+            if video:
                 sample = opened.samples[int(rng.integers(len(opened.samples)))]
                 pixels = load_window(opened.root, sample.media[0], window).pixels()
                 patches.append(patchify(pixels, model.spec.patches)[0])
-        batch = pack_rows(branches, videos, patches, model.tokenizer, model.spec)
+        return pack_rows(branches, [[grid] * video] * count, patches, model.tokenizer, model.spec)
+
+    learned = 0
+    for step in range(most):
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 20) * (1.0 - 0.9 * step / steps)
+            group["lr"] = 4e-3 * min(1.0, (step + 1) / 20)
         optimizer.zero_grad(set_to_none=True)
-        loss, _ = objective(batch)
-        (loss / batch.weight).backward()
+        batch = rows(32, video=False)
+        loss = objective(batch)[0] / batch.weight
+        total = loss
+        if step % 4 == 0:
+            seen = rows(8, video=True)
+            total = loss + 0.5 * objective(seen)[0] / seen.weight
+        total.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
+        learned = learned + 1 if loss.item() < 0.02 else 0
+        if learned == 10:
+            break
     model.network.save_pretrained(directory)
     return directory
 
@@ -270,8 +285,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = {"rewards": {}, "shuffled answers": {"shuffled": True}, "blank video": {"blank": True}}
     results: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(options.seeds):
-        for name, changes in cases.items():
+    for name, changes in cases.items():
+        for seed in range(options.seeds):
             with tempfile.TemporaryDirectory(prefix="rl_toy_") as folder:
                 found = learn(Path(folder), seed, **changes)
             print(name, found, flush=True)
