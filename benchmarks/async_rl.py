@@ -45,8 +45,8 @@ from training.rl.books import Ticket
 from training.rl.config import RlConfig
 from training.rl.loop import make_roller, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
+from training.rl.publish import weight_store
 from training.rl.rewards import judge
-from training.rl.run import weight_store
 from training.rl.simulate import Cluster, Phases, asynchronous, synchronous
 from training.sft.report import read_log
 

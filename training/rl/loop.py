@@ -99,7 +99,7 @@ def judge_one(books: WorkerBooks, sampler: TaskSampler, config: RlConfig, name: 
 
 def rollout_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
     """A rollout worker, until the books say stop."""
-    from .run import weight_store
+    from .publish import weight_store
 
     roller, store = make_roller(config), weight_store(config)
     _loop(books, name, "rollout", lambda: roll_one(books, store, roller, name))
@@ -113,7 +113,8 @@ def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
 
 def run_inline(config: RlConfig) -> None:
     """Everything in turn in this process: the synchronous algorithm."""
-    from .run import train_role, weight_store
+    from .publish import weight_store
+    from .run import train_role
 
     books, store, roller = make_books(config), weight_store(config), make_roller(config)
 
@@ -132,8 +133,8 @@ def make_roller(config: RlConfig) -> Roller:
     """A rollout worker's model and questions."""
     from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
 
+    from .publish import rollout_dtype
     from .rollout import Roller
-    from .run import rollout_dtype
 
     dtype = next(name for name, kind in DTYPES.items() if kind is rollout_dtype(config))
     model = load(config.model.path, device=config.run.device, dtype=dtype)

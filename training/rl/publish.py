@@ -18,7 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cosmos_reason_node.models.qwen2_5_vl import DTYPES
 from training.sft.store import Snapshot, SnapshotStore, StoreError
+
+from .config import RlConfig
 
 _KEPT = 2
 _TRIES = 20
@@ -71,6 +74,19 @@ class WeightStore:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype) if self._dtype and tensor.is_floating_point() else tensor
+
+
+def weight_store(config: RlConfig) -> WeightStore:
+    """Where the run's weights are published."""
+    return WeightStore(Path(config.run.output).expanduser() / "weights", rollout_dtype(config))
+
+
+def rollout_dtype(config: RlConfig) -> torch.dtype:
+    """Type of the engines' weights."""
+    if config.rollout.dtype != "auto":
+        return DTYPES[config.rollout.dtype]
+    cuda = config.run.device != "cpu" and torch.cuda.is_available()
+    return torch.bfloat16 if cuda else torch.float32
 
 
 def _copy(snapshot: Snapshot, network: nn.Module) -> int:

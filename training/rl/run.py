@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel, load
 from cosmos_reason_node.models.spec import read_model_spec
 from training.sft.export import export
@@ -21,7 +19,7 @@ from .books import Group
 from .config import RlConfig
 from .monitors import Monitor
 from .policy import GrpoLoss, Policy, RowPacker
-from .publish import WeightStore
+from .publish import weight_store
 from .source import GroupSource
 from .tasks import TaskSampler
 
@@ -127,19 +125,6 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             }
             export(network, base, spec, directory / "model")
             print(f"wrote {directory / 'model'}", flush=True)
-
-
-def weight_store(config: RlConfig) -> WeightStore:
-    """Where the run's weights are published."""
-    return WeightStore(Path(config.run.output).expanduser() / "weights", rollout_dtype(config))
-
-
-def rollout_dtype(config: RlConfig) -> torch.dtype:
-    """Type of the engines' weights."""
-    if config.rollout.dtype != "auto":
-        return DTYPES[config.rollout.dtype]
-    cuda = config.run.device != "cpu" and torch.cuda.is_available()
-    return torch.bfloat16 if cuda else torch.float32
 
 
 def _prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel, GrpoLoss]:
