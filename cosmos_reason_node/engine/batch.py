@@ -5,6 +5,7 @@
            read      what of the prefix is not kept from before         -> key/value cache, one copy
            start     questions of the branches that have just come      -> a region each, first tokens
            advance   every branch: its last token, or a forced piece    -> next tokens
+                     and guesses at what follows, where there are any
 
 Branches come and go at any step: requests about the same windows share a batch, whoever drives a step
 advances all of them, and each request finds its events when its turn comes. Regions are dense: the last one
@@ -13,6 +14,7 @@ moves into the place of one that ends.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -26,6 +28,7 @@ from ..errors import ErrorCode
 from ..models.decoder import Branches, Decoder, Prefix
 from ..models.qwen2_5_vl import LoadedModel
 from .base import Failed, Sampling, Token
+from .drafts import Draft, Drafts
 from .free import FreeBranch
 from .grammar import Branch, ChoiceStep, FreeStep
 from .prefix import Plan, PrefixPool, Slot
@@ -50,7 +53,10 @@ class Writing:
         most: tokens that its region must have room for.
         say: called with each event; ``Failed`` is the last.
         end: called when the text is complete.
+        draft: guesses what it says next; None: it is not guessed at.
+        pending: tokens chosen or forced, and not fed yet.
         shares: probability of each choice, once chosen.
+        points: random numbers drawn for tokens that were not chosen after all; the next ones.
         length: tokens in its region.
         prefilled: steady time of its first token.
     """
@@ -64,9 +70,22 @@ class Writing:
     most: int
     say: Callable[[Writing, Token | Failed], None]
     end: Callable[[Writing], None]
+    draft: Draft | None = None
+    pending: list[int] = field(default_factory=list)
+    points: deque[float] = field(default_factory=deque)
     shares: list[float] = field(default_factory=list)
     length: int = 0
     prefilled: float = 0.0
+
+    def take(self) -> None:
+        """Note what the grammar wants fed next."""
+        self.pending = self.grammar.take()
+        if self.draft is not None:
+            self.draft.said += self.pending
+
+    def point(self) -> float:
+        """The random number that decides next."""
+        return self.points.popleft() if self.points else draw(self.sampling, self.generator)
 
 
 @dataclass
@@ -76,6 +95,8 @@ class Counters:
     question_tokens: int = 0
     decode_tokens: int = 0
     decode_steps: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
 
 
 @dataclass(eq=False)
@@ -89,6 +110,7 @@ class Machine:
         prefixes: key/value caches of prefixes.
         masks: forbidden tokens on the device, by id() of the grammar's array.
         counters: of work.
+        drafts: earlier answers to guess from; None: nothing is guessed.
         spare: regions that no batch uses, kept for the next; None: none, or not wanted.
         keep_spare: whether to keep them.
     """
@@ -99,6 +121,7 @@ class Machine:
     prefixes: PrefixPool
     masks: dict[int, Tensor]
     counters: Counters = field(default_factory=Counters)
+    drafts: Drafts | None = None
     spare: Branches | None = None
     keep_spare: bool = False
 
@@ -133,6 +156,12 @@ class Batch:
         self._regions: Branches | None = None
         self._rows: list[Writing] = []  # row i writes into region i
         self._waiting: deque[Writing] = deque()
+
+    @property
+    def drafts(self) -> Drafts | None:
+        """Earlier answers, where they are to be used."""
+        machine = self._machine
+        return machine.drafts if getattr(machine.decoder, "can_draft", False) else None
 
     @property
     def empty(self) -> bool:
@@ -217,6 +246,9 @@ class Batch:
             tokens += len(starting[-1].suffix)
         self._make_room(first + len(starting), max(writing.most for writing in starting))
         self._rows += starting
+        for writing in starting:
+            writing.take()
+            writing.pending = writing.suffix + writing.pending
         self._machine.counters.question_tokens += tokens
         self._write(first, starting)
 
@@ -229,35 +261,66 @@ class Batch:
             self._regions.copy_from(old)
 
     def _write(self, first: int, rows: Sequence[Writing]) -> None:
-        """Feed what each row has pending, and choose its next token."""
+        """Feed what each row has pending, with guesses at what follows, and choose its next tokens."""
         rows = list(rows)
-        chunks = [
-            writing.grammar.take() if writing.length else writing.suffix + writing.grammar.take()
-            for writing in rows
-        ]
-        logits = self._logits(first, rows, chunks)
+        guesses = self._guesses(first, rows)
+        chunks = [writing.pending + guess for writing, guess in zip(rows, guesses, strict=True)]
+        logits = self._logits(first, rows, chunks, guesses)
         counters = self._machine.counters
-        for writing, chunk in zip(rows, chunks, strict=True):
-            counters.decode_tokens += len(chunk) if writing.length else 0
-            writing.length += len(chunk)
         counters.decode_steps += 1
-        outcomes = self._choose(rows, logits)
+        counters.guessed_tokens += sum(map(len, guesses))
+        fed = [len(writing.pending) for writing in rows]
+        says = self._choose(rows, guesses, logits)
         assert self._regions is not None
         now = time.monotonic()
-        for writing, outcome in zip(rows, outcomes, strict=True):
+        for writing, count, guess, events in zip(rows, fed, guesses, says, strict=True):
+            right = len(events) - 1
+            counters.right_guesses += right
+            counters.decode_tokens += count + right if writing.length else 0
+            writing.length += count + right
+            writing.prefilled = writing.prefilled or now
+            if writing.draft is not None:
+                writing.draft.learn(len(guess), right)
+        for writing, events in zip(rows, says, strict=True):
             if writing not in self._rows:
                 continue  # another order of its options failed just now
-            writing.prefilled = writing.prefilled or now
-            if isinstance(outcome, Failed):
+            failed = isinstance(events[-1], Failed)
+            if failed:
                 self._regions.wipe(self._rows.index(writing))
-            if isinstance(outcome, Failed) or writing.grammar.done:
+            if failed or writing.grammar.done:
                 self._vacate(writing)
-            writing.say(writing, outcome)
+            for event in events:
+                writing.say(writing, event)
             if writing.grammar.done:
+                self._keep(writing)
                 writing.end(writing)
 
-    def _logits(self, first: int, rows: list[Writing], chunks: list[list[int]]) -> Tensor:
-        """(B, V) logits after each row's chunk."""
+    def _guesses(self, first: int, rows: Sequence[Writing]) -> list[list[int]]:
+        """Tokens to feed each row beyond what is pending."""
+        assert self._regions is not None
+        if first or any(not writing.length for writing in rows):
+            return [[] for _ in rows]
+        # Rows are padded to the longest, and all of that has to lie in their regions.
+        room = self._regions.capacity - max(w.length for w in rows) - max(len(w.pending) for w in rows)
+        return [
+            []
+            if writing.draft is None or not isinstance(writing.grammar.step(), FreeStep)
+            else writing.draft.guess(room)
+            for writing in rows
+        ]
+
+    def _keep(self, writing: Writing) -> None:
+        if writing.draft is not None and self._machine.drafts is not None:
+            self._machine.drafts.keep(self.question(writing.suffix), writing.draft.said)
+
+    def question(self, suffix: Sequence[int]) -> tuple[object, ...]:
+        """What an answer is kept under for the next window."""
+        return (self.plan.cameras, tuple(suffix))
+
+    def _logits(
+        self, first: int, rows: list[Writing], chunks: list[list[int]], guesses: list[list[int]]
+    ) -> Tensor:
+        """(M, V) logits after each row's pending tokens and after each of its guesses, row by row."""
         machine, device = self._machine, self._machine.model.device
         assert self._slot is not None
         assert self._regions is not None
@@ -266,6 +329,7 @@ class Batch:
         lengths = torch.tensor([writing.length for writing in rows])
         tokens, lengths_there = torch.tensor(padded).to(device), lengths.to(device)
         ends = torch.tensor([len(chunk) - 1 for chunk in chunks]).to(device)
+        every = {"every": True} if any(guesses) else {}
         hidden = machine.decoder.write(
             machine.model.embed(tokens),
             lengths_there + self.plan.following,
@@ -275,44 +339,86 @@ class Batch:
             self._regions,
             first,
             room=int(lengths.max()) + longest,
+            **every,
         )
+        if every:
+            row = [i for i, guess in enumerate(guesses) for _ in range(len(guess) + 1)]
+            place = [
+                len(chunk) - len(guess) - 1 + i
+                for chunk, guess in zip(chunks, guesses, strict=True)
+                for i in range(len(guess) + 1)
+            ]
+            hidden = hidden[row, place]
         return machine.decoder.logits(hidden)
 
-    def _choose(self, rows: list[Writing], logits: Tensor) -> list[Token | Failed]:
-        """What each row says next."""
+    def _choose(
+        self, rows: list[Writing], guesses: list[list[int]], logits: Tensor
+    ) -> list[list[Token | Failed]]:
+        """What each row says next: one token, and one more for each guess that came true before it."""
         steps = [writing.grammar.step() for writing in rows]
-        said: list[Token | Failed | None] = [None] * len(rows)
+        firsts = list(itertools.accumulate([len(guess) + 1 for guess in guesses], initial=0))[:-1]
         free = [row for row, step in enumerate(steps) if isinstance(step, FreeStep)]
+        says: list[list[Token | Failed]] = [[] for _ in rows]
         if free:
-            own = [rows[row] for row in free]
+            own = [rows[row] for row in free for _ in range(len(guesses[row]) + 1)]
+            places = [firsts[row] + i for row in free for i in range(len(guesses[row]) + 1)]
             masks = [self._machine.masks[id(steps[row].forbidden)] for row in free]
             same = all(mask is masks[0] for mask in masks)
+            counts = torch.tensor([len(guesses[row]) + 1 for row in free])
+            points = [writing.point() for writing in own]
             tokens, log_probs = sample_tokens(
-                logits if len(free) == len(rows) else logits[free],
-                masks[0] if same else torch.stack(masks),
+                logits if len(places) == len(logits) else logits[places],
+                masks[0] if same else torch.stack(masks).repeat_interleave(counts.to(logits.device), 0),
                 [writing.sampling for writing in own],
-                [draw(writing.sampling, writing.generator) for writing in own],
+                points,
             )
-            for row, token, log_prob in zip(free, *_to_host(tokens, log_probs), strict=True):
-                said[row] = self._push(rows[row], token, log_prob)
+            chosen = list(zip(*_to_host(tokens, log_probs), points, strict=True))
+            for row in free:
+                mine, chosen = chosen[: len(guesses[row]) + 1], chosen[len(guesses[row]) + 1 :]
+                says[row] = self._accept(rows[row], steps[row], guesses[row], mine)
         for row, step in enumerate(steps):
             if isinstance(step, ChoiceStep):
-                said[row] = self._settle(rows[row], step, logits[row])
-        return [event for event in said if event is not None]
+                says[row] = [self._settle(rows[row], step, logits[firsts[row]])]
+        return says
+
+    def _accept(
+        self,
+        writing: Writing,
+        step: FreeStep,
+        guess: list[int],
+        chosen: list[tuple[int, float, float]],
+    ) -> list[Token | Failed]:
+        """Write tokens until one is not what was guessed: what follows was computed after another text."""
+        events: list[Token | Failed] = []
+        for i, (token, log_prob, _) in enumerate(chosen):
+            events.append(self._push(writing, token, log_prob))
+            if isinstance(events[-1], Failed) or writing.grammar.done:
+                break
+            now = writing.grammar.step()
+            goes_on = isinstance(now, FreeStep) and now.forbidden is step.forbidden
+            if writing.pending != guess[i : i + 1] or not goes_on:
+                break
+        if writing.sampling.temperature > 0:  # the numbers that decided nothing are the next ones
+            writing.points.extendleft(point for _, _, point in reversed(chosen[len(events) :]))
+        return events
 
     def _push(self, writing: Writing, token: int, log_prob: float) -> Token | Failed:
         if not math.isfinite(log_prob):
             return Failed(writing.index, ErrorCode.ENGINE_FAILED, _NOT_FINITE)
         thinking = writing.grammar.thinking
-        return Token(writing.index, writing.grammar.push(token, log_prob), thinking)
+        event = Token(writing.index, writing.grammar.push(token, log_prob), thinking)
+        writing.take()
+        return event
 
     def _settle(self, writing: Writing, step: ChoiceStep, logits: Tensor) -> Token | Failed:
         assert isinstance(writing.grammar, Branch)  # only a grammar asks for choices
-        index, shares = choose(logits, step.groups, writing.sampling, writing.generator, writing.calibration)
+        index, shares = choose(logits, step.groups, writing.sampling, writing.point(), writing.calibration)
         if not all(map(math.isfinite, shares)):
             return Failed(writing.index, ErrorCode.ENGINE_FAILED, _NOT_FINITE)
         writing.shares = shares
-        return Token(writing.index, writing.grammar.choose(index, shares[index]), False)
+        event = Token(writing.index, writing.grammar.choose(index, shares[index]), False)
+        writing.take()
+        return event
 
     def _vacate(self, writing: Writing) -> None:
         """Take a row out; the last one moves into its region."""

@@ -84,7 +84,7 @@ def choose(
     logits: Tensor,
     groups: Sequence[Sequence[int]],
     sampling: Sampling,
-    generator: torch.Generator,
+    point: float,
     calibration: float = 1.0,
 ) -> tuple[int, list[float]]:
     """Choose one group of tokens by its summed probability.
@@ -93,7 +93,7 @@ def choose(
         logits: (V,).
         groups: ids of each choice, not empty.
         sampling: temperature and nucleus.
-        generator: of the branch, on the CPU.
+        point: see ``draw``.
         calibration: temperature of the probabilities alone; it never changes which group wins.
 
     Returns:
@@ -104,10 +104,8 @@ def choose(
     if sampling.temperature <= 0:
         return max(range(len(groups)), key=probabilities.__getitem__), probabilities
     tempered = (scores / sampling.temperature).softmax(-1)[None]
-    top_p, point = (
-        torch.tensor([[x]], device=logits.device) for x in (sampling.top_p, draw(sampling, generator))
-    )
-    return int(_nucleus(tempered, top_p, point)), probabilities
+    top_p, at = (torch.tensor([[x]], device=logits.device) for x in (sampling.top_p, point))
+    return int(_nucleus(tempered, top_p, at)), probabilities
 
 
 def _nucleus(probs: Tensor, top_p: Tensor, points: Tensor) -> Tensor:

@@ -104,6 +104,8 @@ class EngineStatistics:
         question_tokens: tokens of questions.
         decode_tokens: tokens of answers, forced ones included.
         decode_steps: passes through the language model, for however many branches.
+        guessed_tokens: fed ahead of being chosen, see drafts.py.
+        right_guesses: those of them that were then chosen.
         requests: ended.
         queue_s: sum of the times that they had waited before they began.
         queue_max_s: the longest of these.
@@ -117,6 +119,8 @@ class EngineStatistics:
     question_tokens: int = 0
     decode_tokens: int = 0
     decode_steps: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     requests: int = 0
     queue_s: float = 0.0
     queue_max_s: float = 0.0

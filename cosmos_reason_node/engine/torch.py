@@ -27,6 +27,7 @@ from ..types import Latency, ModelInfo, Query, Window
 from ..vision.patchify import patchify
 from .base import Done, Event, Failed, Request, Sampling, Token
 from .batch import Batch, Machine, Writing
+from .drafts import Drafts
 from .free import FreeBranch
 from .grammar import Branch, Vocabulary
 from .prefix import PrefixPool, make_plan, video_of
@@ -51,6 +52,8 @@ class TorchEngine:
         min_confidence: probability under which a verdict is UNKNOWN.
         default_think_tokens: budget of queries with ``think_tokens`` -1.
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
+        drafts: guess answers from those to the same question about earlier windows (drafts.py); only with
+            ``kept_pairs``.
         kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
             whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
             while this is not 0 calls ``forget``; replacing parameters is not seen at all.
@@ -65,6 +68,7 @@ class TorchEngine:
         default_think_tokens: int = 0,
         max_prompt_tokens: int = 0,
         kept_pairs: int = 0,
+        drafts: bool = True,
     ) -> None:
         self.model: LoadedModel | None = model
         self.mrope_time = mrope_time
@@ -89,6 +93,7 @@ class TorchEngine:
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,
+            drafts=Drafts() if drafts and kept_pairs else None,
         )
         self._batches: list[Batch] = []
         device = str(model.device)
@@ -128,6 +133,8 @@ class TorchEngine:
             question_tokens=counters.question_tokens,
             decode_tokens=counters.decode_tokens,
             decode_steps=counters.decode_steps,
+            guessed_tokens=counters.guessed_tokens,
+            right_guesses=counters.right_guesses,
         )
 
     def close(self) -> None:
@@ -142,6 +149,8 @@ class TorchEngine:
         if self.machine is not None:
             self.machine.vision.forget()
             self.machine.prefixes.forget()
+            if self.machine.drafts is not None:
+                self.machine.drafts.forget()
 
     @torch.inference_mode()
     def observe(self, window: Window) -> None:
@@ -340,6 +349,8 @@ class _Run:
             if request.free
             else Branch(engine.vocabulary, query, think, request.max_answer_tokens)
         )
+        assert self._batch is not None
+        drafts = self._batch.drafts
         seeds = request.branch_seeds
         generator = (
             branch_generator(Sampling(seed=seeds[index]), 0)
@@ -356,6 +367,7 @@ class _Run:
             most=len(suffix) + output,
             say=self._say,
             end=self._end,
+            draft=drafts.of(self._batch.question(suffix)) if drafts is not None else None,
         )
 
 

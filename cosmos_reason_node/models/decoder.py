@@ -109,12 +109,15 @@ class _Layer:
 class Decoder:
     """Runs the language model of a network over ``Prefix`` and ``Branches``.
 
-    Holds no copy of a weight: what is changed in place in the network is changed here.
+    Holds no copy of a weight: what is changed in place in the network is changed here. ``can_draft`` says
+    that ``write`` takes ``every``.
 
     Args:
         network: transformers' Qwen2_5_VLForConditionalGeneration.
         join: join products that share their input (see ``_Layer``); for networks that are only read.
     """
+
+    can_draft = True
 
     def __init__(self, network: Any, *, join: bool = False) -> None:
         model = network.model.language_model
@@ -198,6 +201,7 @@ class Decoder:
         *,
         prefix_room: int = 0,
         room: int = 0,
+        every: bool = False,
     ) -> Tensor:
         """Take tokens of branches through the network, into their regions.
 
@@ -214,9 +218,10 @@ class Decoder:
             first: region of row 0.
             prefix_room: places of the prefix to attend over, masked where not filled; 0: those filled.
             room: the same of the regions; 0: as many as are filled (``lengths`` is read on the host).
+            every: give the last hidden states of all tokens.
 
         Returns:
-            (B, D) last hidden state of each row's last token.
+            (B, D) last hidden state of each row's last token, or (B, L, D).
         """
         length = embedded.shape[1]
         return self.through(
@@ -228,6 +233,7 @@ class Decoder:
             prefix.cache[..., : prefix_room or prefix.length, :],
             branches.cache[..., : room or int(lengths.max()) + length, :],
             first,
+            every=every,
         )
 
     def through(
@@ -240,6 +246,8 @@ class Decoder:
         prefix: Tensor,
         branches: Tensor,
         first: int = 0,
+        *,
+        every: bool = False,
     ) -> Tensor:
         """``write`` on tensors alone, so that it can be compiled and captured.
 
@@ -263,14 +271,14 @@ class Decoder:
         for i, layer in enumerate(self._layers):
             query, stored = self._project(layer, hidden, rotation)
             branches[i][:, region, :, places] = stored
-            if i == len(self._layers) - 1 and length > 1:  # nothing reads its other outputs
+            if i == len(self._layers) - 1 and length > 1 and not every:  # nothing reads its other outputs
                 hidden, query = hidden[row, ends][:, None], query[row, ends][:, None]
                 hides = hides.view(rows, self._groups, length, -1)[row, :, ends][:, None]
             # (2, B*K, S, C): regions are dense, so this is a view.
             attended = self._attend(query, prefix[i], branches[i][:, own].flatten(1, 2), hides)
             hidden = hidden + layer.out(attended)
             hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
-        return _normalise(self._norm, hidden[:, 0])
+        return _normalise(self._norm, hidden if every else hidden[:, 0])
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines for ``rotate``, (B, L, 1, C) each, of (3, B, L) M-RoPE positions."""

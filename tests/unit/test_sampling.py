@@ -50,7 +50,7 @@ def test_seeds_and_branches_differ():
 def test_choices_sum_their_spellings():
     # Alone token 1 is the likeliest; the spellings of the other choice together are likelier.
     logits = torch.tensor([1.8, 2.0, 1.8])
-    index, shares = choose(logits, [(1,), (0, 2)], Sampling(), branch_generator(Sampling(), 0))
+    index, shares = choose(logits, [(1,), (0, 2)], Sampling(), 0.0)
     mass = 2 * math.exp(1.8) / (2 * math.exp(1.8) + math.exp(2.0))
     assert index == 1
     assert shares == pytest.approx([1 - mass, mass], abs=1e-5)
@@ -60,7 +60,7 @@ def test_sampled_choices_report_the_model_s_confidence():
     hot = Sampling(temperature=100.0, seed=0)
     generator = branch_generator(hot, 0)
     logits = torch.tensor([2.0, 0.0])
-    drawn = [choose(logits, [(0,), (1,)], hot, generator) for _ in range(100)]
+    drawn = [choose(logits, [(0,), (1,)], hot, draw(hot, generator)) for _ in range(100)]
     assert {index for index, _ in drawn} == {0, 1}
     winner = 1 / (1 + math.exp(-2.0))
     for _, shares in drawn:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.reference import Reference
 from cosmos_reason_node.engine import batch
-from cosmos_reason_node.engine.base import Done, Failed, Request, Token
+from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling, Token
 from cosmos_reason_node.engine.sampling import choose
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.errors import ErrorCode
@@ -214,6 +214,31 @@ def test_requests_about_the_same_window_share_steps(model, stream):
     for number in range(2):
         alone = ends(new_engine(model).answer(Request("c", seen, (ask(QUESTIONS[number]),), **length)))
         assert ends(said[number])[0].answer.token_ids == alone[0].answer.token_ids
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 0.95, 3)])
+def test_guesses_change_the_number_of_passes_and_nothing_else(model, stream, sampling):
+    """The same question about a window that slides, with answers under the grammar and without."""
+    engine, plain = new_engine(model), new_engine(model, drafts=False)
+    thought = dataclasses.replace(YES_NO, think_tokens=12)
+    for first, free in ((0, True), (0, True), (2, True), (0, False), (0, False), (2, False)):
+        seen = (window(stream[SIZES[0]], first, 6),)
+        asked = Request("r", seen, (thought, ask(QUESTIONS[0])), max_answer_tokens=12, free=free)
+        asked = dataclasses.replace(asked, sampling=sampling, min_tokens=12 * free)
+        said, expected = ends(engine.answer(asked)), ends(plain.answer(asked))
+        for branch in range(2):
+            mine, theirs = said[branch].answer, expected[branch].answer
+            assert (mine.reasoning, mine.answer, mine.token_ids) == (
+                theirs.reasoning,
+                theirs.answer,
+                theirs.token_ids,
+            )
+            assert mine.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+    work = engine.statistics
+    assert work.decode_steps < plain.statistics.decode_steps
+    assert work.decode_tokens == plain.statistics.decode_tokens
+    assert 0 < work.right_guesses <= work.guessed_tokens
+    assert plain.statistics.guessed_tokens == 0
 
 
 def test_a_branch_that_fails_leaves_its_siblings_alone(model, stream):
