@@ -2,7 +2,7 @@
 """A checkpoint to ONNX graphs and TensorRT engines, in a folder that the node loads.
 
     python -m training.export --model models/nano --target sm89 --precision fp16
-    python -m training.export --model DIR --target sm87 --precision int4-awq    # graphs; engines on the board:
+    python -m training.export --model DIR --target sm87 --precision int4-awq   # graphs; engines on the board:
     python -m training.export --build-only --out FOLDER --target sm87
     python -m training.export compare --model DIR --export FOLDER --bench sim     # what the precision costs
 

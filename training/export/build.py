@@ -14,6 +14,7 @@ import torch
 
 from cosmos_reason_node.engine.manifest import (
     CACHE_INPUTS,
+    CACHE_OUTPUTS,
     Build,
     Dimensions,
     cache_name,
@@ -64,6 +65,44 @@ def profile(part: str, sizes: Dimensions) -> dict[str, Range]:
             rows = prefix if name.startswith("prefix") else own
             ranges[cache_name(name, layer)] = over(rows, sizes.key_heads, sizes.channels)
     return ranges
+
+
+def outputs(part: str, sizes: Dimensions) -> dict[str, Shape]:
+    """Shapes of a graph's outputs, -1 where they vary."""
+    if part == "vision":
+        return {"features": (-1, sizes.patch_tokens, sizes.hidden)}
+    if part == "head":
+        return {"logits": (-1, sizes.vocabulary)}
+    rows = (-1, sizes.key_heads, sizes.channels)
+    caches = {cache_name(name, layer): rows for layer in range(sizes.layers) for name in CACHE_OUTPUTS}
+    return {"hidden": (-1, sizes.hidden), **caches}
+
+
+def check_interface(trt: Any, network: Any, part: str, sizes: Dimensions) -> None:
+    """See that a parsed graph takes and gives what the runtime will give and take.
+
+    Raises:
+        BuildError: it is the graph of another model, or of another version of this project.
+    """
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    given = [network.get_output(i) for i in range(network.num_outputs)]
+    fixed = {name: greatest for name, (_, _, greatest) in profile(part, sizes).items()}
+    wanted = {**fixed, **outputs(part, sizes)}
+    found = {tensor.name: tuple(tensor.shape) for tensor in (*inputs, *given)}
+    wrong = set(found) ^ set(wanted)
+    wrong |= {
+        name
+        for name in set(found) & set(wanted)
+        if len(found[name]) != len(wanted[name])
+        or any(
+            size not in (-1, want) for size, want in zip(found[name], wanted[name], strict=True) if want != -1
+        )
+    }
+    if wrong:
+        raise BuildError(
+            f"{onnx_name(part)} is not the graph that the manifest describes ({', '.join(sorted(wrong)[:4])} "
+            "differ): export again"
+        )
 
 
 def choose_library(target: Target) -> tuple[Any, str]:
@@ -121,6 +160,7 @@ def build(
     if not parser.parse_from_file(str(source)):
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(min(3, parser.num_errors)))
         raise BuildError(f"{name} {trt.__version__} cannot parse {source}: {reasons}")
+    check_interface(trt, network, part, sizes)
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     for tensor, (least, usual, greatest) in profile(part, sizes).items():

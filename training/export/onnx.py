@@ -2,8 +2,8 @@
 """Writes the graphs as ONNX files: named inputs and outputs, weights beside them in one file a graph.
 
 Flavours of the same graphs: opset 18, which parsers since TensorRT 8.6 read, with attention spelt out; opset
-21, the same with 4-bit and 8-bit float weights; opset 23 (TensorRT >= 10.15, TensorRT-RTX), where attention is
-one operator.
+21, the same with 4-bit and 8-bit float weights; opset 23 (TensorRT >= 10.15, TensorRT-RTX), where attention
+is one operator.
 """
 
 from __future__ import annotations

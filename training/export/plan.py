@@ -185,6 +185,7 @@ def describe(plan: Plan) -> list[str]:
         f"{plan.target.name} ({plan.target.boards}), opset {plan.opset}",
         f"frames of {sizes.frame_height}x{sizes.frame_width}, {sizes.patch_tokens} visual tokens a temporal "
         f"patch, up to {sizes.max_prefix} tokens before the questions",
-        f"memory: about {plan.export_bytes / 1e9:.1f} GB to write the graphs, {plan.build_bytes / 1e9:.1f} GB "
-        f"to build engines, {plan.device_bytes / 1e9:.1f} GB on the GPU with one cache",
+        f"memory: about {plan.export_bytes / 1e9:.1f} GB to write the graphs, "
+        f"{plan.build_bytes / 1e9:.1f} GB to build engines, {plan.device_bytes / 1e9:.1f} GB on the GPU with "
+        "one cache",
     ]

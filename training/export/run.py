@@ -130,8 +130,8 @@ def check_memory(needed: float, what: str) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise PlanError(
-            f"{what} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: end other programs, add "
-            "swap, or do it on a larger machine (the folder can be copied)"
+            f"{what} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: end other programs, "
+            "add swap, or do it on a larger machine (the folder can be copied)"
         )
 
 

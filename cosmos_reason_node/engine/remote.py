@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An OpenAI-compatible server (vLLM, SGLang, NIM, llama.cpp) as an engine, for who outgrows one machine.
+
+    answer:  per query a request of its own, streamed      thread: HTTP -> queue
+             the generator takes pieces as they come, and looks at the deadline every 50 ms
+
+The texts are the prompt builder's, in the server's chat template; with a thinking budget of 0 the assistant's
+turn begins with an empty thought, so that the answer comes at once. There is no grammar on the other side:
+what the server says is parsed, and what does not parse is an error, not a guess. Confidence comes from the
+server's log probabilities of the answer's first token; from a server without any, every verdict stands with
+the least confidence that lets it stand.
+
+What the engine checks, because servers have been seen to do otherwise: that something arrives within
+``STALL_S``; that the stream ends as it should; that the answer was not cut; that the numbers of tokens it
+reports can be true. A prompt shorter than the frames alone means that the server samples frames anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import queue
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import simplejpeg
+
+from .. import prompt
+from ..errors import CosmosReasonError, ErrorCode
+from ..models.spec import ModelSpec
+from ..types import Latency, ModelInfo, Query, Window
+from .base import Done, Event, Failed, Request, Token
+from .remote_text import CUT_OFF, RemoteText, failed
+from .spec import EngineSpec
+
+STALL_S = 30.0
+_POLL_S = 0.05
+_CONNECT_S = 10.0
+_JPEG_QUALITY = 95
+_TOP_LOGPROBS = 20  # vLLM's bound
+_FORMAT_TOKENS = 48  # <think></think><answer></answer>, however they are spelt
+_MAX_LINE = 1 << 22
+_EXPLAINED = {
+    400: "it refuses the request; its log says why (too many images? a larger --limit-mm-per-prompt)",
+    401: "the key is not accepted: check the variable named by remote_key_env",
+    403: "the key is not accepted: check the variable named by remote_key_env",
+    404: "there is no such model or path: check remote_url (it ends in /v1) and remote_model",
+    429: "it is busy: ask again",
+}
+
+
+class RemoteEngine:
+    """Answers requests by asking a server.
+
+    Args:
+        spec: remote_url, remote_model, remote_key_env, remote_video, min_confidence, default_think_tokens.
+        model: description of the checkpoint that the server serves: frame size, window.
+
+    Raises:
+        CosmosReasonError: INVALID_REQUEST for an address that is none, or a key that is not set.
+    """
+
+    def __init__(self, spec: EngineSpec, model: ModelSpec, stall_s: float = STALL_S) -> None:
+        parts = urllib.parse.urlsplit(spec.remote_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"remote_url must be http(s)://host:port/v1, not {spec.remote_url!r}",
+            )
+        self.key = os.environ.get(spec.remote_key_env, "") if spec.remote_key_env else ""
+        if spec.remote_key_env and not self.key:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, f"the environment variable {spec.remote_key_env} is not set"
+            )
+        if spec.remote_video not in ("images", "video"):
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, f"remote_video must be images or video, not {spec.remote_video!r}"
+            )
+        self.spec, self.model, self.stall_s = spec, model, stall_s
+        self.address = parts
+        self._served = spec.remote_model
+        self._closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model, where; the digest of what a server has loaded is not known."""
+        return ModelInfo(
+            model_id=self._served or self.model.model_id,
+            prompt_id=prompt.PROMPT_ID,
+            engine="remote",
+            device=self.address.netloc.rpartition("@")[2],
+        )
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """What the model's positions allow; the server may allow less, and says so."""
+        return self.model.max_position
+
+    def close(self) -> None:
+        """Nothing is held between requests."""
+        self._closed = True
+
+    def answer(self, request: Request) -> Generator[Event, int | None, None]:
+        """See Engine.answer."""
+        started = time.monotonic()
+        calls: list[_Call] = []
+        try:
+            if self._closed:
+                raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "the engine is closed")
+            media = [part for window in request.windows for part in self._parts(window)]
+            visual = sum(self._visual_tokens(window) for window in request.windows)
+            name = self._name()
+            for index, query in enumerate(request.queries):
+                try:
+                    prompt.check_query(query)
+                    call = _Call(self, index, query, request, media, visual, name)
+                except CosmosReasonError as error:
+                    yield Failed(index, error.code, error.message)
+                    continue
+                calls.append(call)
+                call.start()
+            for call in calls:
+                call.started = started
+            while calls:
+                if 0 < request.deadline_s <= time.monotonic() - started:
+                    raise CosmosReasonError(
+                        ErrorCode.DEADLINE_EXCEEDED,
+                        f"not answered within its deadline of {request.deadline_s:g} s",
+                    )
+                for call in list(calls):
+                    for event in call.poll(_POLL_S / len(calls)):
+                        if not isinstance(event, Token) and call in calls:
+                            calls.remove(call)
+                            call.stop()
+                        dropped = yield event
+                        for other in [other for other in calls if other.index == dropped]:
+                            calls.remove(other)
+                            other.stop()
+        except CosmosReasonError as error:
+            yield Failed(-1, error.code, error.message)
+        finally:
+            for call in calls:
+                call.stop()
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A new connection; whatever was wrong with an earlier one is no concern of this one."""
+        kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
+        return kind(self.address.hostname or "", self.address.port, timeout=_CONNECT_S)
+
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        authority = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return {"Content-Type": "application/json", "Accept": "text/event-stream", **authority}
+
+    def path(self, name: str) -> str:
+        """Path of an endpoint."""
+        return f"{self.address.path.rstrip('/')}/{name}"
+
+    def hide(self, text: str) -> str:
+        """``text`` without the key, which some servers echo."""
+        return text.replace(self.key, "[key]") if self.key else text
+
+    def _name(self) -> str:
+        """The model's name on the server; asked for once."""
+        if not self._served:
+            connection = self.connect()
+            try:
+                connection.request("GET", self.path("models"), headers=self.headers())
+                reply = connection.getresponse()
+                body = reply.read(_MAX_LINE)
+                if reply.status != 200:
+                    raise refusal(self, reply.status, body)
+                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+            except (OSError, http.client.HTTPException) as error:
+                raise unreachable(self, error) from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise failed(f"the server lists no models ({error}): name one with remote_model") from error
+            finally:
+                connection.close()
+            if len(names) != 1:
+                raise CosmosReasonError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"the server has {len(names)} models: name one with remote_model",
+                )
+            self._served = names[0]
+        return self._served
+
+    def _parts(self, window: Window) -> list[dict[str, Any]]:
+        """A window as content of a chat message."""
+        if not window.frames:
+            raise CosmosReasonError(ErrorCode.NO_FRAMES, f"the window of camera {window.camera!r} is empty")
+        frames = [
+            base64.b64encode(
+                simplejpeg.encode_jpeg(frame.image, quality=_JPEG_QUALITY, colorspace="RGB")
+            ).decode()
+            for frame in window.frames
+        ]
+        if self.spec.remote_video == "video":
+            return [{"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(frames)}}]
+        return [
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{frame}"}} for frame in frames
+        ]
+
+    def _visual_tokens(self, window: Window) -> int:
+        """Fewest tokens that a server which looks at every frame can count."""
+        patches = self.model.patches
+        height, width = window.frames[0].image.shape[:2]
+        try:
+            grid = patches.grid(len(window.frames), height, width)
+        except ValueError as error:
+            raise CosmosReasonError(ErrorCode.BAD_IMAGE, str(error)) from error
+        tokens = patches.visual_tokens(grid)
+        return tokens if self.spec.remote_video == "video" else tokens * patches.temporal_patch
+
+
+class _Call:
+    """One query on its way; its thread reads, the engine's polls."""
+
+    def __init__(
+        self,
+        engine: RemoteEngine,
+        index: int,
+        query: Query,
+        request: Request,
+        media: Sequence[dict[str, Any]],
+        visual: int,
+        name: str,
+    ) -> None:
+        self.index, self.started, self._engine = index, time.monotonic(), engine
+        think = query.think_tokens if query.think_tokens >= 0 else engine.spec.default_think_tokens
+        opened = "" if request.free or think else prompt.THINK_OPEN + prompt.THINK_CLOSE
+        most = think + request.max_answer_tokens + (0 if request.free else _FORMAT_TOKENS)
+        self._said = RemoteText(query, opened, request.free, most, visual, engine.spec.min_confidence)
+        self._first = 0.0
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": prompt.SYSTEM},
+            {"role": "user", "content": [*media, {"type": "text", "text": prompt.user_text(query)}]},
+        ]
+        seed = request.branch_seeds[index] if request.branch_seeds else request.sampling.seed + index
+        body: dict[str, Any] = {
+            "model": name,
+            "messages": messages,
+            "max_tokens": most,
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "seed": seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "logprobs": True,
+            "top_logprobs": _TOP_LOGPROBS,
+        }
+        if opened:  # vLLM's and SGLang's names for going on with a message; llama.cpp does it unasked
+            messages.append({"role": "assistant", "content": opened})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if media and engine.spec.remote_video == "video":
+            rates = [window.fps for window in request.windows]
+            body["mm_processor_kwargs"] = {"fps": rates[0] if len(set(rates)) == 1 else rates}
+        self._body = json.dumps(body).encode()
+        self._pieces: queue.SimpleQueue[dict[str, Any] | CosmosReasonError | None] = queue.SimpleQueue()
+        self._connection = engine.connect()
+        self._socket: socket.socket | None = None
+        self._is_stopped = False
+        self._heard = time.monotonic()
+        self._thread = threading.Thread(target=self._read, name="remote", daemon=True)
+
+    def start(self) -> None:
+        """Send the request."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hang up: servers end the generation then."""
+        self._is_stopped = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def poll(self, wait_s: float) -> Iterator[Event]:
+        """What has come since; at least one event."""
+        try:
+            try:
+                piece = self._pieces.get(timeout=wait_s)
+            except queue.Empty:
+                if time.monotonic() - self._heard > self._engine.stall_s:
+                    raise failed(
+                        f"the server has sent nothing for {self._engine.stall_s:g} s: it is stuck or "
+                        "overloaded; look at its log, ask again"
+                    ) from None
+                yield Token(self.index, "", False)
+                return
+            self._heard = time.monotonic()
+            if isinstance(piece, CosmosReasonError):
+                raise piece
+            if piece is None:
+                yield self._done()
+                return
+            thinking = self._said.thinking
+            text = self._said.take(piece)
+            if text and not self._first:
+                self._first = time.monotonic()
+            yield Token(self.index, text, thinking)
+        except CosmosReasonError as error:
+            yield Failed(self.index, error.code, error.message)
+
+    def _read(self) -> None:
+        """Thread: the stream, piece by piece, then None or what went wrong."""
+        try:
+            self._pieces.put(None if self._stream() else failed(CUT_OFF))
+        except CosmosReasonError as error:
+            self._pieces.put(error)
+        except (OSError, http.client.HTTPException) as error:
+            self._pieces.put(unreachable(self._engine, error))
+        except Exception as error:  # nothing that a server sends may leave a request without an end
+            self._pieces.put(failed(f"the server's stream is damaged ({type(error).__name__}: {error})"))
+        finally:
+            self._connection.close()
+
+    def _stream(self) -> bool:
+        """Whether the stream ended as it should."""
+        connection = self._connection
+        connection.connect()
+        self._socket = connection.sock  # the connection forgets it when the reply has begun
+        if self._is_stopped:
+            return True
+        self._socket.settimeout(2 * self._engine.stall_s)  # the poll notices first and says it better
+        connection.request("POST", self._engine.path("chat/completions"), self._body, self._engine.headers())
+        reply = connection.getresponse()
+        if reply.status != 200:
+            raise refusal(self._engine, reply.status, reply.read(_MAX_LINE))
+        while line := reply.readline(_MAX_LINE):
+            if line.startswith(b"data:"):
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return True
+                piece = json.loads(data)
+                if "error" in piece:
+                    raise failed(
+                        f"the server ends with an error: {self._engine.hide(str(piece['error']))[:200]}"
+                    )
+                self._pieces.put(piece)
+        return False
+
+    def _done(self) -> Done:
+        answer = self._said.answer()
+        now = time.monotonic()
+        first = self._first or now
+        latency = Latency(
+            prefill_s=first - self.started, decode_s=now - first, first_token_s=first - self.started
+        )
+        return Done(self.index, answer, latency)
+
+
+def refusal(engine: RemoteEngine, status: int, body: bytes) -> CosmosReasonError:
+    """The error of an HTTP status."""
+    text = engine.hide(body.decode(errors="replace").strip())[:300]
+    code = ErrorCode.BUSY if status in (429, 503) else ErrorCode.ENGINE_FAILED
+    why = _EXPLAINED.get(status, "look at its log")
+    return CosmosReasonError(code, f"the server answers HTTP {status}: {why}. {text}")
+
+
+def unreachable(engine: RemoteEngine, error: Exception) -> CosmosReasonError:
+    """The error of a connection."""
+    where = engine.address.netloc.rpartition("@")[2]
+    return CosmosReasonError(
+        ErrorCode.ENGINE_FAILED,
+        f"the connection to {where} failed ({type(error).__name__}: {error}): see that the server runs and "
+        "can be reached",
+    )

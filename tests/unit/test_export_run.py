@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports on disk: what is resumed, and what of a damaged one is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from cosmos_reason_node.engine.loading import load_engine
+from cosmos_reason_node.engine.manifest import check_model, read_manifest, write_manifest
+from cosmos_reason_node.engine.spec import EngineSpec
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
+from cosmos_reason_node.models.spec import read_model_spec
+from tests.unit.export_files import NANO, exported, plan
+from training.export import run
+from training.export.__main__ import main
+from training.export.plan import PlanError, describe
+from training.export.quantise import Calibration
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of nano's graphs."""
+    return shutil.copytree(exported(), tmp_path / "export")
+
+
+def load(folder):
+    return load_engine(EngineSpec(str(folder), kind="onnx", warm_up=False, threads=1))
+
+
+def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(folder, monkeypatch):
+    before = read_manifest(folder)
+    monkeypatch.setattr("training.export.onnx.write_decoder", lambda *_: pytest.fail("written again"))
+    said = []
+    assert run.export(plan(opset=18), folder, None, said.append) == before
+    assert any("there and whole" in line for line in said)
+    with (folder / "head.onnx.data").open("ab") as file:  # torn: written again, and only it
+        file.write(b"x")
+    made = run.export(plan(opset=18), folder, None, said.append)
+    assert made == before  # digests of all files included: the same bytes
+    assert sum("writing" in line for line in said) == 1
+
+
+def test_another_precision_or_checkpoint_starts_over(folder):
+    calls = []
+    other = dataclasses.replace(plan(opset=18), precision="bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            run, "_write_graphs", lambda plan, directory, manifest, missing, *_: calls.append(missing)
+        )
+        run.export(other, folder, None, lambda text: None)
+    assert calls == [["vision", "decoder", "head"]]
+
+
+def test_too_little_memory_is_said_before_the_start(tmp_path):
+    huge = dataclasses.replace(plan(), parameters=10**13)
+    with pytest.raises(PlanError, match=r"takes about 40\d{3}\.\d GB"):
+        run.export(huge, tmp_path / "out", None, lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_estimate_for_the_7b_checkpoint():
+    vision = {"hidden_size": 1280, "depth": 32, "intermediate_size": 3420, "out_hidden_size": 3584}
+    text = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    from training.export.plan import count_parameters
+
+    whole, tower = count_parameters(vision, {**text, "intermediate_size": 18944}, 152064, 1176, 2)
+    assert whole == pytest.approx(8.29e9, rel=0.005)
+    assert tower == pytest.approx(0.676e9, rel=0.01)
+    seven = dataclasses.replace(plan("int4-awq"), parameters=whole, tower=tower)
+    assert 4e9 < seven.device_bytes < 7e9
+    assert len(describe(seven)) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda d: (d / "decoder.onnx.data").unlink(), r"decoder\.onnx\.data is missing"),
+        (lambda d: (d / "vision.onnx.data").write_bytes(b"short"), r"5 bytes instead of \d+"),
+        (lambda d: _flip(d / "vision.onnx.data"), r"vision\.onnx\.data is not the file that was written"),
+        (lambda d: _flip(d / "tokenizer.json"), "(tokenizer|JSON)"),
+        (lambda d: _edit(d, precision="fp16"), "changed after it was written"),
+        (lambda d: _edit(d, format=99), "its format is 99"),
+        (lambda d: (d / "manifest.json").write_text("{"), "manifest.json"),
+        (lambda d: (d / "manifest.json").unlink(), "python -m training.export has written"),
+        (
+            lambda d: (d / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}'),
+            "prepare frames",
+        ),
+    ],
+)
+def test_damaged_exports_are_refused_with_what_to_do(folder, damage, reason):
+    damage(folder)
+    with pytest.raises(CosmosReasonError, match=reason) as refused:
+        load(folder)
+    assert refused.value.code in (ErrorCode.MODEL_INVALID, ErrorCode.MODEL_NOT_FOUND)
+
+
+def test_an_export_for_other_prompts_is_refused(folder):
+    write_manifest(folder, dataclasses.replace(read_manifest(folder), prompt_id="0" * 12))
+    with pytest.raises(CosmosReasonError, match="export the checkpoint again with this version"):
+        check_model(read_manifest(folder), read_model_spec(folder))
+
+
+def test_a_folder_without_engines_names_the_command(folder):
+    from cosmos_reason_node.engine.manifest import check_build, check_files
+
+    with pytest.raises(CosmosReasonError, match="--build-only --out FOLDER --target sm89"):
+        check_build(read_manifest(folder), "tensorrt", "10.16", "sm89", "linux-aarch64")
+    with pytest.raises(CosmosReasonError, match=r"no vision\.engine that was finished"):
+        check_files(folder, read_manifest(folder), ["vision.engine"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--model", "/nowhere", "--target", "sm89"], "there is no checkpoint directory"),
+        (["--model", str(NANO), "--target", "sm12"], "--target must be one of"),
+        (["--model", str(NANO), "--target", "sm80", "--precision", "fp8"], "does not compute fp8"),
+        (["--model", str(NANO), "--target", "sm89", "--max-tokens", "99999"], "knows 4096 positions"),
+        (["--model", str(NANO), "--target", "sm89", "--precision", "int4-awq", "--opset", "18"], "take 21"),
+        (["--target", "sm89"], "--model is missing"),
+        (["--target", "sm89", "--build-only"], "needs --out"),
+        (["--target", "sm89", "--build-only", "--out", "/nowhere"], "has written"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments, reason, capsys):
+    assert main(arguments) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_precisions_that_measure_activations_need_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", str(NANO), "--target", "sm89", "--precision", "fp8"]) == 1
+    assert "name recordings or a data set" in capsys.readouterr().err
+
+
+def test_the_manifest_says_how_weights_were_quantised():
+    facts = Calibration("drawers", (), 8).facts("int4-awq")
+    assert facts["library"].startswith("nvidia-modelopt")
+    assert (facts["data"], facts["clips"]) == ("drawers", 8)
+    assert json.dumps(facts)
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _edit(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

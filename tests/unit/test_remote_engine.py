@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that asks a server: a real one for text, and one that does what servers should not."""
+
+import base64
+import dataclasses
+import math
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from cosmos_reason_node import prompt
+from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling, Token
+from cosmos_reason_node.engine.loading import load_engine
+from cosmos_reason_node.engine.remote import RemoteEngine
+from cosmos_reason_node.engine.spec import EngineSpec
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
+from cosmos_reason_node.models.spec import read_model_spec
+from cosmos_reason_node.types import Query, QueryKind, Verdict
+from tests.unit import bad_server, language_model_server
+from tests.unit.export_files import NANO, window
+
+ASKED = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=32)
+AT_ONCE = dataclasses.replace(ASKED, think_tokens=0)
+OPTIONS = Query(QueryKind.NEXT_ACTION, task="open the drawer", options=("reach", "pull"), think_tokens=0)
+
+
+@pytest.fixture
+def server():
+    with bad_server.served() as script:
+        yield script
+
+
+def engine(server, stall_s=1.0, **options) -> RemoteEngine:
+    spec = EngineSpec(str(NANO), kind="remote", remote_url=server.url, **options)
+    return RemoteEngine(spec, read_model_spec(NANO), stall_s)
+
+
+def request(*queries, **changes):
+    return Request("r", changes.pop("windows", (window(0, 4),)), queries or (ASKED,), **changes)
+
+
+def ended(engine, asked):
+    events = list(engine.answer(asked))
+    final = {event.branch: event for event in events if not isinstance(event, Token)}
+    assert [event.branch for event in events if not isinstance(event, Token)] == list(dict.fromkeys(final))
+    return final
+
+
+def test_the_prompt_is_the_node_s(server):
+    list(engine(server).answer(request(sampling=Sampling(0.6, 0.9, 7), max_answer_tokens=20)))
+    (asked,) = server.asked
+    system, user = asked["messages"]
+    assert (asked["path"], asked["model"], asked["seed"]) == ("/v1/chat/completions", "one", 7)
+    assert (asked["temperature"], asked["top_p"], asked["stream"]) == (0.6, 0.9, True)
+    assert system == {"role": "system", "content": prompt.SYSTEM}
+    *media, text = user["content"]
+    assert text == {"type": "text", "text": prompt.user_text(ASKED)}
+    assert 52 <= asked["max_tokens"] <= 150
+    assert len(media) == 4
+    for part, frame in zip(media, window(0, 4).frames, strict=True):
+        head, data = part["image_url"]["url"].split(",")
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        assert head == "data:image/jpeg;base64"
+        assert np.abs(image.astype(int) - frame.image).mean() < 3
+
+
+def test_a_window_as_one_video_carries_its_rate(server):
+    list(engine(server, remote_video="video").answer(request()))
+    part = server.asked[0]["messages"][1]["content"][0]
+    head, *rest = part["video_url"]["url"].split(",")
+    assert (head, len(rest)) == ("data:video/jpeg;base64", 4)
+    assert server.asked[0]["mm_processor_kwargs"] == {"fps": 4.0}
+
+
+def test_an_answer_is_parsed_streamed_and_weighed(server):
+    events = list(engine(server).answer(request()))
+    answer = events[-1].answer
+    assert (answer.verdict, answer.answer, answer.reasoning) == (Verdict.YES, "yes", "the drawer is open")
+    assert answer.confidence == pytest.approx(math.exp(-0.1) / (math.exp(-0.1) + math.exp(-2.5)))
+    assert (answer.prompt_tokens, answer.output_tokens) == (500, 12)
+    texts = [event for event in events if isinstance(event, Token) and event.text]
+    assert "".join(event.text for event in texts) == "".join(bad_server.WELL)
+    assert [event.thinking for event in texts] == [True, True, True, False, False]
+    assert 0 < events[-1].latency.first_token_s < 5
+
+
+def test_without_thinking_the_assistant_s_turn_is_begun(server):
+    server.pieces = ("A", "\n</answer>")
+    server.logprobs = {"A": math.log(0.6), "B": math.log(0.3)}
+    done = ended(engine(server), request(OPTIONS))[0]
+    assert server.asked[0]["messages"][-1] == {
+        "role": "assistant",
+        "content": "<think>\n\n</think>\n\n<answer>\n",
+    }
+    assert server.asked[0]["continue_final_message"] is True
+    assert (done.answer.option_index, done.answer.answer) == (0, "A")
+    assert done.answer.confidence == pytest.approx(2 / 3)
+    server.logprobs = {"A": math.log(0.5), "B": math.log(0.5)}
+    assert ended(engine(server), request(OPTIONS))[0].answer.verdict is Verdict.UNKNOWN
+
+
+def test_a_server_without_log_probabilities_is_believed_as_little_as_may_be(server):
+    server.logprobs = {}
+    answer = ended(engine(server, min_confidence=0.6), request())[0].answer
+    assert (answer.verdict, answer.confidence) == (Verdict.YES, pytest.approx(0.6))
+
+
+def test_thoughts_that_a_server_takes_out_are_put_back(server, monkeypatch):
+    def stream(self):
+        yield {"choices": [{"delta": {"reasoning_content": "it is open"}}]}
+        yield {"choices": [{"delta": {"content": "<answer>no</answer>"}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    answer = ended(engine(server), request())[0].answer
+    assert (answer.verdict, answer.reasoning) == (Verdict.NO, "it is open")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fault": "stall"}, "sent nothing for 0.3 s"),
+        ({"fault": "die"}, "ended in the middle"),
+        ({"fault": "unfinished"}, "ended in the middle"),
+        ({"fault": "garbage"}, "stream is damaged"),
+        ({"fault": "error"}, "CUDA out of memory"),
+        ({"fault": "status", "status": 404}, "check remote_url"),
+        ({"fault": "status", "status": 429}, "it is busy"),
+        ({"finish": "length"}, "cut at"),
+        ({"usage": {"prompt_tokens": 40, "completion_tokens": 5}}, "samples or shrinks frames"),
+        ({"usage": {"prompt_tokens": 500, "completion_tokens": 10**6}}, "wrote 1000000 tokens"),
+        ({"usage": {"prompt_tokens": "many", "completion_tokens": 5}}, "make no sense"),
+        ({"pieces": ("I think so.",)}, "does not follow the format"),
+        ({"pieces": ("<think>\n</think><answer>maybe</answer>",)}, "expected yes or no"),
+    ],
+)
+def test_what_servers_do_wrong_is_named_and_the_next_request_is_answered(server, change, reason):
+    remote = engine(server, stall_s=0.3)
+    for name, value in change.items():
+        setattr(server, name, value)
+    failed = ended(remote, request())[0]
+    assert isinstance(failed, Failed)
+    assert reason in failed.error_msg
+    assert failed.error_code in (ErrorCode.ENGINE_FAILED, ErrorCode.BUSY)
+    server.__dict__.update({**bad_server.BadServer().__dict__, "url": server.url})
+    assert isinstance(ended(remote, request())[0], Done)
+
+
+def test_a_deadline_ends_a_slow_answer(server):
+    server.pause_s = 0.3
+    started = time.monotonic()
+    events = list(engine(server).answer(request(deadline_s=0.4)))
+    assert (events[-1].branch, events[-1].error_code) == (-1, ErrorCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - started < 1.4
+
+
+def test_a_cancel_hangs_up(server):
+    server.pause_s, server.pieces = 0.05, ("<think>\n", *["on and on "] * 200)
+    steps = engine(server).answer(request(AT_ONCE, ASKED))
+    events = [next(steps) for _ in range(20)]
+    assert all(isinstance(event, Token) for event in events)
+    steps.send(0)
+    assert {next(steps).branch for _ in range(20)} == {1}
+    steps.close()
+    until = time.monotonic() + 5
+    while server.hung_up < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.hung_up == 2
+
+
+def test_one_bad_question_does_not_end_the_others(server):
+    final = ended(engine(server), request(ASKED, dataclasses.replace(ASKED, task=" ")))
+    assert isinstance(final[0], Done)
+    assert final[1].error_code == ErrorCode.NO_TASK
+
+
+def test_keys_come_from_the_environment_and_are_not_shown(server, monkeypatch):
+    with pytest.raises(CosmosReasonError, match="COSMOS_TEST_KEY is not set"):
+        engine(server, remote_key_env="COSMOS_TEST_KEY")
+    monkeypatch.setenv("COSMOS_TEST_KEY", "sk-secret")
+    server.fault, server.status = "status", 401
+    failed = ended(engine(server, remote_key_env="COSMOS_TEST_KEY"), request())[0]
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in failed.error_msg
+    assert "remote_key_env" in failed.error_msg
+
+
+def test_addresses_and_names_that_do_not_do(server):
+    for url in ("", "localhost:8000", "ftp://host/v1"):
+        with pytest.raises(CosmosReasonError, match="remote_url must be"):
+            load_engine(EngineSpec(str(NANO), kind="remote", remote_url=url))
+    server.fault = "models"
+    (event,) = engine(server).answer(request())
+    assert "name one with remote_model" in event.error_msg
+    server.url = "http://127.0.0.1:9/v1"
+    (event,) = engine(server).answer(request())
+    assert "see that the server runs" in event.error_msg
+
+
+@pytest.mark.skipif(bool(language_model_server.missing()), reason=language_model_server.missing())
+def test_a_real_server_answers(monkeypatch):
+    """A language model without eyes: no windows, its raw text, streamed; twice the same with a seed."""
+    monkeypatch.setenv("COSMOS_TEST_KEY", language_model_server.KEY)
+    query = Query(QueryKind.QUESTION, question="Which color has the sky on a clear day?", think_tokens=24)
+    with language_model_server.served() as url:
+        spec = EngineSpec(str(NANO), kind="remote", remote_url=url, remote_key_env="COSMOS_TEST_KEY")
+        remote = load_engine(spec)
+        said = []
+        for _ in range(2):
+            events = list(remote.answer(Request("r", (), (query,), free=True, max_answer_tokens=8)))
+            assert isinstance(events[-1], Done), events[-1]
+            streamed = "".join(event.text for event in events if isinstance(event, Token))
+            assert streamed == events[-1].answer.answer
+            assert 0 < events[-1].answer.output_tokens <= 32
+            said.append(streamed)
+        assert said[0] == said[1] != ""
+        assert remote.info.model_id == "smollm2-135m-instruct"
+        limited = list(remote.answer(Request("r", (), (query,), free=True, deadline_s=0.001)))
+        assert limited[-1].error_code == ErrorCode.DEADLINE_EXCEEDED
