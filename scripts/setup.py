@@ -182,7 +182,7 @@ def install_torch(gpu: str) -> None:
 def install_requirements(distribution: str, test: bool) -> None:
     """Everything else that is pinned in requirements/."""
     runtime = ["runtime"] if distribution else ["base", "ros-jazzy", "runtime"]
-    names = [*runtime, "test", "train"] if test else runtime
+    names = [*runtime, "test", "train", "export"] if test else runtime
     constraints = REQUIREMENTS / "constraints.txt"
     stamps = [_requirements_stamp(runtime, constraints, distribution)]
     stamps += [_requirements_stamp(names, constraints, distribution)] if test else []
