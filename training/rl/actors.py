@@ -220,7 +220,10 @@ class _Keeper:
             for key in self._wanted:
                 if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
                     self._begin(key)
-            self._bury()
+            try:
+                self._bury()
+            except BooksError as error:
+                print(f"{error}; tried again", flush=True)
 
     def _begin(self, key: tuple[str, int]) -> None:
         import ray
@@ -241,12 +244,13 @@ class _Keeper:
         runs = {run: key for key, (_, run, _, _) in self._running.items()}
         ended, _ = ray.wait(list(runs), num_returns=len(runs), timeout=0) if runs else ([], [])
         for run in ended:
-            actor, _, name, since = self._running.pop(runs[run])
+            key = runs[run]
+            actor, _, name, since = self._running[key]
             reason = _reason(run)
             if self._ended.is_set():
-                continue
-            key = runs[run]
+                return
             freed = self._books.lost(name)
+            del self._running[key]
             short = time.monotonic() - since < _PAUSE_S[1]
             pause = min(_PAUSE_S[1], _PAUSE_S[0] * 2 ** min(5, self._lives[key] - 1)) if short else 0.0
             self._not_before[key] = time.monotonic() + pause

@@ -97,7 +97,7 @@ class DataConfig:
     sources: tuple[sft.SourceConfig, ...]
     shuffle_options: bool = True
     none_share: float = setting(0.0, low=0, high=1)
-    max_tokens: int = setting(131072, low=64, high=1 << 24)
+    max_tokens: int = setting(16384, low=64, high=1 << 20)
     strict: bool = True
 
     def __post_init__(self) -> None:
