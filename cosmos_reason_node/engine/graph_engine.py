@@ -22,6 +22,7 @@ from ..types import ModelInfo, Window
 from ..vision.patchify import patchify
 from .base import Request
 from .batch import Batch, Machine
+from .drafts import Drafts
 from .grammar import Vocabulary
 from .graph_model import GraphDecoder, GraphModel
 from .graphs import Executor, OnnxExecutor
@@ -126,6 +127,7 @@ class GraphEngine(TorchEngine):
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,
+            drafts=Drafts() if kept_pairs else None,
         )
         self._batches: list[Batch] = []
         engine, device = executor.description

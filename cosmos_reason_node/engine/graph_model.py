@@ -135,6 +135,8 @@ class GraphDecoder:
         executor: runs its graphs.
     """
 
+    can_draft = True
+
     def __init__(self, manifest: Manifest, executor: Executor) -> None:
         self._sizes = sizes = manifest.dimensions
         self._executor = executor
@@ -202,6 +204,7 @@ class GraphDecoder:
         *,
         prefix_room: int = 0,
         room: int = 0,
+        every: bool = False,
     ) -> Tensor:
         """Take tokens of branches through the network, into their regions; see Decoder.write.
 
@@ -218,7 +221,7 @@ class GraphDecoder:
                 hidden[own, part] = self._write(
                     embedded[own, part], starts[own] + at, lengths[own] + at, prefix, branches, first + begin
                 )
-        return hidden[torch.arange(branch_count, device=self._device), ends]
+        return hidden if every else hidden[torch.arange(branch_count, device=self._device), ends]
 
     def _write(
         self,
