@@ -140,6 +140,7 @@ class Answer:
         reasoning: text inside <think></think>.
         prompt_tokens, output_tokens: counts, the first including visual tokens.
         think_closed_by_budget: the reasoning was cut because ``think_tokens`` was spent.
+        shares: calibrated probability of each choice (yes, no; or the options in order); () without a choice.
         token_ids: what was sampled, of answers without the grammar (engine.base.Request.free); () else.
         log_probs: of each of ``token_ids`` under the model at temperature 1, control tokens left out.
     """
@@ -154,6 +155,7 @@ class Answer:
     think_closed_by_budget: bool = False
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

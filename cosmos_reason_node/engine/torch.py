@@ -315,6 +315,7 @@ class _Run:
         )
         prompt_tokens = self._prefix_tokens + len(first.suffix)
         answer = first.grammar.result(prompt_tokens, self._engine.min_confidence)
+        answer = dataclasses.replace(answer, shares=tuple(first.shares))
         self._events.append(Done(writing.index, answer, latency))
 
     def _writings(self, index: int, query: Query) -> list[Writing]:
@@ -382,6 +383,7 @@ def _average(writings: list[Writing]) -> None:
         for option in range(n)
     ]
     best = max(range(n), key=means.__getitem__)
+    writings[0].shares = means
     grammar = writings[0].grammar
     assert isinstance(grammar, Branch)
     grammar.settle(best, means[best])

@@ -66,7 +66,15 @@ def test_a_killed_evaluation_ends_with_the_same_predictions(engine, tmp_path, pl
     (cut / run.PREDICTIONS).write_bytes(before[: len(before) * 2 // 3])
     smaller = dataclasses.replace(plan, max_branches=2)
     run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1))), smaller, run.Labels(), cut)
-    assert predictions(cut) == predictions(through)
+    # Rows beside a row change the last bits of its probabilities, and nothing else.
+    ours, theirs = predictions(cut), predictions(through)
+    assert ours.keys() == theirs.keys()
+    for key, said in ours.items():
+        assert said.confidence == pytest.approx(theirs[key].confidence, abs=1e-4)
+        assert said.shares == pytest.approx(theirs[key].shares, abs=1e-4)
+        assert dataclasses.replace(said, confidence=0, shares=()) == dataclasses.replace(
+            theirs[key], confidence=0, shares=()
+        )
     # yes/no and free form with the runs' seeds, options in three orders; all with and without video.
     assert len(predictions(through)) == 2 * ((3 * plan.runs + 2) + 3 * plan.runs)
 

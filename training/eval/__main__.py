@@ -5,6 +5,7 @@
     python -m training.eval --model DIR --bench embodied --data FOLDER --protocol strict --seeds 5
     python -m training.eval --model DIR --bench FOLDER_OR_FILE
     python -m training.eval score DIR                        # reports anew, without the model
+    python -m training.eval calibrate DIR --model models/nano --write     # confidences; see calibration.py
     python -m training.eval export DIR/letter.json ... --out models/nano/eval.json
 
 Started again with the same --out, it goes on where it was.
@@ -21,7 +22,7 @@ from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
 from training.data.problems import DataError
 
-from . import export, run
+from . import calibration, export, run
 from .benchmarks import FAMILIES, data_set, family
 from .item import Benchmark
 from .markdown import kinds
@@ -35,7 +36,9 @@ SIM_DATA = (Path("build/nano/episodes/held_out"), Path("build/nano/clips/held_ou
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    command = {"score": _score, "export": _export}.get(given[0] if given else "", _evaluate)
+    command = {"score": _score, "export": _export, "calibrate": _calibrate}.get(
+        given[0] if given else "", _evaluate
+    )
     try:
         command(given if command is _evaluate else given[1:])
     except (CosmosReasonError, DataError, FileNotFoundError, ValueError, OSError) as error:
@@ -107,6 +110,22 @@ def _score(arguments: list[str]) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, help="only this one")
     options = parser.parse_args(arguments)
     _show(run.score(options.directory, [options.protocol] if options.protocol else []), options.directory)
+
+
+def _calibrate(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.eval calibrate")
+    parser.add_argument("directory", type=Path, help="the --out of an evaluation with protocol letter")
+    parser.add_argument("--model", type=Path, required=True, help="the checkpoint that was evaluated")
+    parser.add_argument("--write", action="store_true", help="put the temperature into the checkpoint")
+    options = parser.parse_args(arguments)
+    fitted = calibration.calibrate(options.directory, options.model)
+    print(
+        f"temperature {fitted.temperature} from {fitted.items} verdicts: expected calibration error "
+        f"{fitted.error_before:.4f} -> {fitted.error_after:.4f}, log loss {fitted.loss_before:.4f} -> "
+        f"{fitted.loss_after:.4f}"
+    )
+    if options.write:
+        print(f"written to {calibration.write(options.model, fitted.temperature)}")
 
 
 def _export(arguments: list[str]) -> None:

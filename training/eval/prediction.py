@@ -45,6 +45,7 @@ class Prediction:
         confidence: of its answer, 0 to 1; see cosmos_reason_node.types.Answer and engine/free.py.
         output_tokens: length.
         cut: the token budget ended it.
+        shares: probability of each choice, where there was one; see Answer.shares.
         error: why there is no output: media that cannot be read, an engine's refusal. Counts as wrong, and is
             asked again by the next run.
     """
@@ -55,6 +56,11 @@ class Prediction:
     output_tokens: int = 0
     cut: bool = False
     error: str = ""
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A list, as JSON has it, becomes a tuple."""
+        object.__setattr__(self, "shares", tuple(self.shares))
 
 
 class PredictionLog:

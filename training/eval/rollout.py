@@ -201,7 +201,14 @@ def _predictions(asks: Sequence[_Ask], answers: Sequence[Answer | str], plan: Pl
             yield Prediction(ask.key, "", error=got)
             continue
         output = got.answer if plan.protocol.free else prompt.target(got.reasoning, got.answer)
-        yield Prediction(ask.key, output, got.confidence, got.output_tokens, cut=got.think_closed_by_budget)
+        yield Prediction(
+            ask.key,
+            output,
+            got.confidence,
+            got.output_tokens,
+            cut=got.think_closed_by_budget,
+            shares=tuple(round(share, 6) for share in got.shares),
+        )
 
 
 def _seed(key: Key) -> int:

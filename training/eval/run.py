@@ -91,7 +91,7 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
     Raises:
         FileNotFoundError, ValueError: there is no evaluation, or a file of it is damaged.
     """
-    facts = _read_run(directory)
+    facts = read_run(directory)
     items = read_items(directory / ITEMS)
     log = read_predictions(directory / PREDICTIONS)
     reports = {}
@@ -154,7 +154,7 @@ def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels,
     }
     asked: dict[str, Any] = {}
     if (directory / RUN).exists():
-        before = _read_run(directory)
+        before = read_run(directory)
         if before["model"]["digest"] == facts["model"]["digest"]:
             asked = before["asked"]
     asked[_way(plan.protocol)] = {
@@ -167,7 +167,12 @@ def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels,
     write_text(directory / RUN, json.dumps({**facts, "asked": asked}, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read_run(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> dict[str, Any]:
+    """How an evaluation was asked: model, stage, held_out_tasks, benchmark, asked.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no evaluation, or its file is damaged.
+    """
     path = directory / RUN
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
