@@ -94,7 +94,7 @@ class RemoteText:
         if not self._finish:
             raise failed(CUT_OFF)
         cut = self._finish == "length"
-        counts = {
+        counts: dict[str, Any] = {
             "prompt_tokens": int(self._usage.get("prompt_tokens", 0)),
             "output_tokens": int(self._usage.get("completion_tokens", len(self._tops))),
         }
@@ -122,7 +122,7 @@ class RemoteText:
         if written > self._most:
             raise failed(f"the server says that it wrote {written} tokens, {self._most} were allowed")
 
-    def _parsed(self, counts: Mapping[str, int]) -> Answer:
+    def _parsed(self, counts: Mapping[str, Any]) -> Answer:
         text, query = self.text, self._query
         if "<answer>" in text and "</answer>" not in text:
             text += prompt.ANSWER_CLOSE  # the end of the turn closed it

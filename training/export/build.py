@@ -53,17 +53,17 @@ def profile(part: str, sizes: Dimensions) -> dict[str, Range]:
     step = sizes.cache_step
     prefix = (step, max(step, sizes.max_prefix // 2 // step * step), sizes.max_prefix)
     own = (step, max(step, sizes.max_own // 4 // step * step), sizes.max_own)
-    least, usual, greatest = ((r, p + o + r) for r, p, o in zip(new, prefix, own, strict=True))
+    masks = [(r, p + o + r) for r, p, o in zip(new, prefix, own, strict=True)]
     ranges = {
         "embeds": over(new, sizes.hidden),
         "cos": over(new, sizes.channels),
         "sin": over(new, sizes.channels),
-        "mask": (least, usual, greatest),
+        "mask": (masks[0], masks[1], masks[2]),
     }
     for layer in range(sizes.layers):
         for name in CACHE_INPUTS:
-            rows = prefix if name.startswith("prefix") else own
-            ranges[cache_name(name, layer)] = over(rows, sizes.key_heads, sizes.channels)
+            old = prefix if name.startswith("prefix") else own
+            ranges[cache_name(name, layer)] = over(old, sizes.key_heads, sizes.channels)
     return ranges
 
 
@@ -207,7 +207,7 @@ def _allow_unfused_attention(trt: Any, network: Any) -> None:
 
 
 def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Logger(trt.ILogger):
         """Keeps the last error, passes warnings on."""
 
         def __init__(self) -> None:
@@ -223,7 +223,7 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Callable[[str, float], None]) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+    class Monitor(trt.IProgressMonitor):
         """Tells of TensorRT's outermost phases; Ctrl-C ends the build."""
 
         def __init__(self) -> None:

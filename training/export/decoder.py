@@ -71,8 +71,8 @@ class DecoderGraph(nn.Module):
             grown += [key, value]
             keys = torch.cat((prefix_keys, own_keys, key))
             values = torch.cat((prefix_values, own_values, value))
-            heads = [t.transpose(0, 1)[None] for t in (query, keys, values)]
-            attended = self._attend(*heads, mask[None, None])[0].transpose(0, 1)
+            query, keys, values = (t.transpose(0, 1)[None] for t in (query, keys, values))
+            attended = self._attend(query, keys, values, mask[None, None])[0].transpose(0, 1)
             hidden = hidden + attention.o_proj(attended.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return (self.norm(hidden), *grown)

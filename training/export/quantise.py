@@ -73,6 +73,9 @@ class QuantisedLinear(nn.Module):
         input_scale: AWQ: (I,) factors of the inputs; fp8: () scale of the inputs.
     """
 
+    scale: Tensor
+    input_scale: Tensor | None
+
     def __init__(
         self, precision: str, weight: Tensor, bias: Tensor | None, scale: Tensor, input_scale: Tensor | None
     ) -> None:
@@ -112,13 +115,14 @@ class QuantisedLinear(nn.Module):
 
     def _rescaled(self, inputs: Tensor, round_trip: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if self.precision == "fp8":
+            assert self.input_scale is not None
             return round_trip(inputs, self.input_scale)
         return inputs if self.input_scale is None else inputs * self.input_scale
 
     def _unpack_node(self) -> Tensor:
         """(I, O)."""
-        packed = getattr(self, self._weight)
-        attributes: dict[str, int] = {"axis": 1} if self.precision == "int8-wo" else {}
+        packed: Tensor = getattr(self, self._weight)
+        attributes: dict[str, Any] = {"axis": 1} if self.precision == "int8-wo" else {}
         if self.precision == "int4-awq":
             attributes = {"axis": 0, "block_size": packed.shape[0] // self.scale.shape[0]}
         return torch.onnx.ops.symbolic(

@@ -34,6 +34,16 @@ class VisionGraph(nn.Module):
         attend: see ``attention``.
     """
 
+    blocks: Any
+    merger: Any
+    order: Tensor
+    inverse: Tensor
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+    gather: Tensor
+    window_mask: Tensor
+
     def __init__(self, model: LoadedModel, frame_size: tuple[int, int], attend: Attend) -> None:
         super().__init__()
         visual: Any = model.network.model.visual
@@ -97,8 +107,8 @@ class VisionGraph(nn.Module):
         # In float32, as the checkpoint was trained.
         query, key = (rotate(t.float(), self.cos, self.sin).to(t.dtype) for t in (query, key))
         if full:
-            heads = [t.transpose(1, 2) for t in (query, key, value)]
-            attended = self._attend(*heads, None).transpose(1, 2)
+            query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+            attended = self._attend(query, key, value, None).transpose(1, 2)
         else:
             attended = self._within_windows(query, key, value)
         return attention.proj(attended.reshape(batch, rows, -1))
@@ -111,7 +121,7 @@ class VisionGraph(nn.Module):
                 tensor = tensor.index_select(1, self.gather)
             windows.append(tensor.reshape(-1, self._longest, heads, tensor.shape[-1]).transpose(1, 2))
         mask = None if self._is_even else self.window_mask.repeat(batch, 1, 1, 1)
-        attended = self._attend(*windows, mask).transpose(1, 2)
+        attended = self._attend(windows[0], windows[1], windows[2], mask).transpose(1, 2)
         attended = attended.reshape(batch, self._windows * self._longest, heads, -1)
         return attended if self._is_even else attended.index_select(1, self.slots)
 
