@@ -178,7 +178,7 @@ def warnings(entries: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str
         found.append("the answer format gets lost: raise grpo.format_reward or lower optimizer.peak_rate")
     recent = [entry for entry in trained[-_WINDOW:] if "entropy" in entry]
     first = [entry for entry in trained[:_WINDOW] if "entropy" in entry]
-    if recent and _average(recent, "kl") > 1.0:
+    if recent and "kl" in recent[0] and _average(recent, "kl") > 1.0:
         found.append(
             "the policy is more than 1 nat per token away from its start: raise grpo.kl_coefficient or lower "
             "optimizer.peak_rate"

@@ -26,7 +26,7 @@ text{font-size:11px;fill:#475569}.key{font-size:13px;color:#475569}.key b{font-w
 ul.tiles{display:flex;flex-wrap:wrap;gap:12px;list-style:none;padding:0}
 ul.tiles li{background:#f1f5f9;border-radius:8px;padding:8px 14px}
 ul.tiles b{display:block;font-size:20px}
-.warnings{background:#fef3c7;border-left:4px solid #d97706;padding:8px 14px}
+.warnings{background:#fef3c7;border-left:4px solid #d97706;padding:1px 14px;margin-bottom:20px}
 table{border-collapse:collapse}td,th{padding:3px 12px 3px 0;text-align:left}
 """
 # Title, (source of entries, name, label) of each line.

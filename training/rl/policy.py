@@ -258,6 +258,8 @@ class GrpoLoss(nn.Module):
             proximal=batch.proximal,
             reference=theirs,
         )
+        if theirs is None:
+            del measures["kl"]
         weights = batch.rows.weights
         # The loop divides by the same total as the loss; measures are means over weights whatever that is.
         shares = weights * (batch.total / weights.sum().clamp(min=1e-12))
