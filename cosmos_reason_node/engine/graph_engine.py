@@ -30,7 +30,7 @@ from .manifest import PARTS, Manifest, check_files, check_model, engine_name, on
 from .prefix import PrefixPool
 from .spec import EngineSpec
 from .torch import TorchEngine
-from .vision_cache import VisionCache
+from .vision_cache import Pair, VisionCache
 
 _FORCED_TOKENS = 64
 _KEPT_PREFIXES = 2
@@ -78,6 +78,29 @@ def load_graph_engine(spec: EngineSpec, directory: Path, model: ModelSpec) -> Gr
     )
 
 
+class _Features(VisionCache):
+    """Encodes beside other work; whoever asks for a pair's features waits for them, on the device.
+
+    Attributes:
+        joins: false while frames are only observed: nothing follows that needs them now.
+    """
+
+    def __init__(self, executor: Executor, model: GraphModel, pairs: int) -> None:
+        patches = model.spec.patches
+
+        def encode(frames: np.ndarray) -> torch.Tensor:
+            return model.encode(torch.from_numpy(patchify(frames, patches)[0]))
+
+        super().__init__(encode, patches.temporal_patch, pairs)
+        self._executor = executor
+        self.joins = True
+
+    def encode(self, pair: Pair) -> torch.Tensor:
+        """See VisionCache.encode."""
+        features = super().encode(pair)
+        return self._executor.join(features) if self.joins else features
+
+
 class GraphEngine(TorchEngine):
     """Answers requests with exported graphs.
 
@@ -116,14 +139,11 @@ class GraphEngine(TorchEngine):
         self._frame_size = sizes.frame_height, sizes.frame_width
         self._executor: Executor | None = executor
         masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
-
-        def encode(frames: np.ndarray) -> torch.Tensor:
-            return model.encode(torch.from_numpy(patchify(frames, spec.patches)[0]))
-
+        self._features = _Features(executor, model, kept_pairs)
         self.machine = Machine(
             model,
             decoder,
-            VisionCache(encode, spec.patches.temporal_patch, kept_pairs),
+            self._features,
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,
@@ -141,9 +161,14 @@ class GraphEngine(TorchEngine):
         )
 
     def observe(self, window: Window) -> None:
-        """See TorchEngine.observe."""
-        self._check_size(window)
-        super().observe(window)
+        """See TorchEngine.observe; on a GPU, frames are encoded while branches are decoded."""
+        if any(frame.image.shape[:2] != self._frame_size for frame in window.frames):
+            return  # what is wrong with them is for the requests to say
+        self._features.joins = False
+        try:
+            super().observe(window)
+        finally:
+            self._features.joins = True
 
     def batch(self, request: Request) -> Batch:
         """See TorchEngine.batch; refuses frames of a size that the graphs do not take."""

@@ -56,12 +56,14 @@ class GraphModel:
         )
 
     def encode(self, patches: Tensor) -> Tensor:
-        """One temporal patch: (rows, values) float32 to (tokens, D). Of one batch size, for the same bits."""
-        self._executor.join()  # the buffers may still be in use
-        self._pixels[0].copy_(patches)
-        self._executor.run("vision", {"pixels": self._pixels}, {"features": self._features})
-        self._executor.join()
-        return self._features[0].clone()
+        """One temporal patch, beside other work: (rows, values) float32 to (tokens, D).
+
+        Always in a call of its own, so that its features have the same bits in every window.
+        """
+        with self._executor.beside():
+            self._pixels[0].copy_(patches)
+            self._executor.run("vision", {"pixels": self._pixels}, {"features": self._features})
+            return self._features[0].clone()
 
     def embed(self, tokens: Tensor, features: Tensor | None = None) -> Tensor:
         """See LoadedModel.embed."""

@@ -7,13 +7,15 @@ Who calls owns every buffer: inputs and outputs are tensors on the executor's de
 they lie. So TensorRT and ONNX Runtime see the same buffers, shapes and order of calls, and what a test finds
 out about those with ONNX Runtime holds for TensorRT.
 
-On a CUDA device ``run`` only enqueues, behind torch's own work on the current stream. The vision graph has a
-stream of its own, so that frames are encoded beside a decode; ``join`` lets the current stream wait for it.
+On a CUDA device ``run`` only enqueues, on torch's current stream. ``beside`` makes that a second stream, so
+that frames are encoded while branches are decoded; ``join`` lets what follows see a result of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +48,12 @@ class Executor(Protocol):
         """
         ...
 
-    def join(self) -> None:
-        """Let what follows see all results of the vision graph."""
+    def beside(self) -> AbstractContextManager[Any]:
+        """Within it, work goes beside what else is going on."""
+        ...
+
+    def join(self, result: Tensor) -> Tensor:
+        """``result`` of work beside, for work that follows."""
         ...
 
     def close(self) -> None:
@@ -109,7 +115,7 @@ class OnnxExecutor:
     @property
     def description(self) -> tuple[str, str]:
         """Names for ModelInfo."""
-        return f"onnxruntime {self._version}", f"cpu ({self._threads} threads)"
+        return "onnx", f"cpu (ONNX Runtime {self._version}, {self._threads} threads)"
 
     def run(self, part: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """See Executor."""
@@ -124,8 +130,13 @@ class OnnxExecutor:
         except Exception as error:
             raise CosmosReasonError(ErrorCode.ENGINE_FAILED, f"ONNX Runtime, {part}: {error}") from error
 
-    def join(self) -> None:
-        """Everything is in order on the CPU."""
+    def beside(self) -> AbstractContextManager[Any]:
+        """On the CPU one thing is done after another."""
+        return contextlib.nullcontext()
+
+    def join(self, result: Tensor) -> Tensor:
+        """On the CPU it is there."""
+        return result
 
     def close(self) -> None:
         """Free the sessions."""

@@ -19,6 +19,7 @@ import importlib
 import platform
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class TensorRtExecutor:
         self._device = device
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)
         self._runtime = self._trt.Runtime(self._logger)
-        self._vision_stream = torch.cuda.Stream(device)
+        self._second_stream = torch.cuda.Stream(device)
         self._engines: dict[str, Any] = {}
         self._scratch: dict[str, Tensor] = {}
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
@@ -114,7 +115,7 @@ class TensorRtExecutor:
         """Names for ModelInfo."""
         name = torch.cuda.get_device_name(self._device)
         library = "tensorrt_rtx" if self._is_rtx else "tensorrt"
-        return f"{library} {self._trt.__version__}", f"{self._device} ({name})"
+        return "tensorrt", f"{self._device} ({name}, {library} {self._trt.__version__})"
 
     def run(self, part: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """See Executor."""
@@ -136,18 +137,18 @@ class TensorRtExecutor:
                 torch.cuda.synchronize(self._device)  # it may be running
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(key)
-        current = torch.cuda.current_stream(self._device)
-        if part != "vision":
-            context.launch(current, part)
-            return
-        self._vision_stream.wait_stream(current)
-        context.launch(self._vision_stream, part)
-        for tensor in tensors.values():  # not to be given to anyone else before the vision stream is through
-            tensor.record_stream(self._vision_stream)
+        context.launch(torch.cuda.current_stream(self._device), part)
 
-    def join(self) -> None:
-        """Let the current stream wait for the vision stream."""
-        torch.cuda.current_stream(self._device).wait_stream(self._vision_stream)
+    def beside(self) -> AbstractContextManager[Any]:
+        """Within it the second stream is the current one."""
+        return torch.cuda.stream(self._second_stream)
+
+    def join(self, result: Tensor) -> Tensor:
+        """Let the current stream wait for the second one."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._second_stream)
+        result.record_stream(current)  # its memory is not given away before this stream is through with it
+        return result
 
     def close(self) -> None:
         """Free everything on the device."""
