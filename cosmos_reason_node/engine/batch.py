@@ -18,124 +18,25 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import ErrorCode
-from ..models.decoder import Branches, Decoder, Prefix
-from ..models.qwen2_5_vl import LoadedModel
-from .base import Failed, Sampling, Token
-from .drafts import Draft, Drafts
-from .free import FreeBranch
+from ..models.decoder import Branches, Prefix
+from .base import Failed, Token
+from .drafts import Drafts
 from .grammar import Branch, ChoiceStep, FreeStep
-from .prefix import Plan, PrefixPool, Slot
-from .sampling import choose, draw, sample_tokens
-from .vision_cache import VisionCache
+from .machine import Machine
+from .prefix import Plan, Slot
+from .run_ahead import RunAhead
+from .sampling import choose, sample_tokens
+from .writing import Writing
 
 # Question tokens that start in one step; more start in the next ones.
 _START_TOKENS = 2048
 _NOT_FINITE = "the model's output is not finite: try dtype float32 or another model"
-
-
-@dataclass(eq=False)
-class Writing:
-    """A branch on its way.
-
-    Attributes:
-        index: number of the query in its request.
-        suffix: tokens of the question.
-        grammar: what may be written.
-        sampling, generator: how tokens are chosen.
-        calibration: temperature of the confidence.
-        most: tokens that its region must have room for.
-        say: called with each event; ``Failed`` is the last.
-        end: called when the text is complete.
-        draft: guesses what it says next; None: it is not guessed at.
-        pending: tokens chosen or forced, and not fed yet.
-        shares: probability of each choice, once chosen.
-        points: random numbers drawn for tokens that were not chosen after all; the next ones.
-        length: tokens in its region.
-        prefilled: steady time of its first token.
-    """
-
-    index: int
-    suffix: list[int]
-    grammar: Branch | FreeBranch
-    sampling: Sampling
-    generator: torch.Generator
-    calibration: float
-    most: int
-    say: Callable[[Writing, Token | Failed], None]
-    end: Callable[[Writing], None]
-    draft: Draft | None = None
-    pending: list[int] = field(default_factory=list)
-    points: deque[float] = field(default_factory=deque)
-    shares: list[float] = field(default_factory=list)
-    length: int = 0
-    prefilled: float = 0.0
-
-    def take(self) -> None:
-        """Note what the grammar wants fed next."""
-        self.pending = self.grammar.take()
-        if self.draft is not None:
-            self.draft.said += self.pending
-
-    def point(self) -> float:
-        """The random number that decides next."""
-        return self.points.popleft() if self.points else draw(self.sampling, self.generator)
-
-
-@dataclass
-class Counters:
-    """Work done since the engine was made."""
-
-    question_tokens: int = 0
-    decode_tokens: int = 0
-    decode_steps: int = 0
-    guessed_tokens: int = 0
-    right_guesses: int = 0
-
-
-@dataclass(eq=False)
-class Machine:
-    """What batches work with.
-
-    Attributes:
-        model: for embeddings.
-        decoder: the language model.
-        vision: features.
-        prefixes: key/value caches of prefixes.
-        masks: forbidden tokens on the device, by id() of the grammar's array.
-        counters: of work.
-        drafts: earlier answers to guess from; None: nothing is guessed.
-        spare: regions that no batch uses, kept for the next; None: none, or not wanted.
-        keep_spare: whether to keep them.
-    """
-
-    model: LoadedModel
-    decoder: Decoder
-    vision: VisionCache
-    prefixes: PrefixPool
-    masks: dict[int, Tensor]
-    counters: Counters = field(default_factory=Counters)
-    drafts: Drafts | None = None
-    spare: Branches | None = None
-    keep_spare: bool = False
-
-    def regions(self, count: int, capacity: int) -> Branches:
-        """Regions for ``count`` branches of ``capacity`` tokens."""
-        spare, self.spare = self.spare, None
-        if spare is not None and spare.regions >= count and spare.capacity >= capacity:
-            return spare
-        return self.decoder.new_branches(count, -(-capacity // 64) * 64)
-
-    def wait(self) -> None:
-        """Let the device finish, so that times are true and a step is a step."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
 
 
 class Batch:
@@ -156,6 +57,7 @@ class Batch:
         self._regions: Branches | None = None
         self._rows: list[Writing] = []  # row i writes into region i
         self._waiting: deque[Writing] = deque()
+        self._ahead: RunAhead | None = None
 
     @property
     def drafts(self) -> Drafts | None:
@@ -263,6 +165,10 @@ class Batch:
     def _write(self, first: int, rows: Sequence[Writing]) -> None:
         """Feed what each row has pending, with guesses at what follows, and choose its next tokens."""
         rows = list(rows)
+        if self._may_run_ahead(rows):
+            self._write_ahead(rows)
+            return
+        self._stop_ahead()
         guesses = self._guesses(first, rows)
         chunks = [writing.pending + guess for writing, guess in zip(rows, guesses, strict=True)]
         logits = self._logits(first, rows, chunks, guesses)
@@ -270,7 +176,17 @@ class Batch:
         counters.decode_steps += 1
         counters.guessed_tokens += sum(map(len, guesses))
         fed = [len(writing.pending) for writing in rows]
-        says = self._choose(rows, guesses, logits)
+        self._finish(rows, fed, guesses, self._choose(rows, guesses, logits))
+
+    def _finish(
+        self,
+        rows: list[Writing],
+        fed: list[int],
+        guesses: list[list[int]],
+        says: list[list[Token | Failed]],
+    ) -> None:
+        """Note what was fed to each row, hand over what it says, and let go of the rows that end."""
+        counters = self._machine.counters
         assert self._regions is not None
         now = time.monotonic()
         for writing, count, guess, events in zip(rows, fed, guesses, says, strict=True):
@@ -294,6 +210,38 @@ class Batch:
             if writing.grammar.done:
                 self._keep(writing)
                 writing.end(writing)
+
+    def _may_run_ahead(self, rows: list[Writing]) -> bool:
+        """Whether every row of the batch feeds one token and may choose any next."""
+        return self._machine.fixed is not None and all(
+            writing.length and len(writing.pending) == 1 and isinstance(writing.grammar.step(), FreeStep)
+            for writing in rows
+        )
+
+    def _write_ahead(self, rows: list[Writing]) -> None:
+        """One token of every row, with the step after it queued already."""
+        assert self._machine.fixed is not None
+        assert self._slot is not None
+        assert self._regions is not None
+        self._ahead = self._ahead or RunAhead(self._machine.fixed, self.plan.following)
+        steps = [writing.grammar.step() for writing in rows]
+        masks = [self._machine.masks[id(step.forbidden)] for step in steps if isinstance(step, FreeStep)]
+        same = all(mask is masks[0] for mask in masks)
+        chosen = self._ahead.advance(
+            rows, masks[0] if same else torch.stack(masks), self._slot.prefix, self._regions
+        )
+        events = [[self._push(writing, *one)] for writing, one in zip(rows, chosen, strict=True)]
+        for writing, step, (token, _), event in zip(rows, steps, chosen, events, strict=True):
+            over = isinstance(event[0], Failed) or writing.grammar.done or writing.pending != [token]
+            if over or getattr(writing.grammar.step(), "forbidden", None) is not step.forbidden:
+                self._stop_ahead()
+        self._machine.counters.decode_steps += 1
+        self._finish(rows, [1] * len(rows), [[]] * len(rows), events)
+
+    def _stop_ahead(self) -> None:
+        """What is queued does not count: rows come, go or are fed something else."""
+        if self._ahead is not None:
+            self._ahead.cancel()
 
     def _guesses(self, first: int, rows: Sequence[Writing]) -> list[list[int]]:
         """Tokens to feed each row beyond what is pending."""
@@ -422,6 +370,7 @@ class Batch:
 
     def _vacate(self, writing: Writing) -> None:
         """Take a row out; the last one moves into its region."""
+        self._stop_ahead()
         row = self._rows.index(writing)
         last = self._rows.pop()
         if last is not writing:

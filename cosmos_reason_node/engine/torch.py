@@ -21,19 +21,22 @@ import torch
 from .. import prompt
 from ..errors import CosmosReasonError, ErrorCode
 from ..models.decoder import Decoder
+from ..models.fixed_step import FixedStep
 from ..models.mrope import MropeTime
 from ..models.qwen2_5_vl import LoadedModel
 from ..types import Latency, ModelInfo, Query, Window
 from ..vision.patchify import patchify
 from .base import Done, Event, Failed, Request, Sampling, Token
-from .batch import Batch, Machine, Writing
+from .batch import Batch
 from .drafts import Drafts
 from .free import FreeBranch
 from .grammar import Branch, Vocabulary
+from .machine import Machine
 from .prefix import PrefixPool, make_plan, video_of
 from .sampling import branch_generator
 from .spec import EngineStatistics
 from .vision_cache import VisionCache
+from .writing import Writing
 
 MAX_THINK_TOKENS = 8192
 MAX_ANSWER_TOKENS = 1024
@@ -54,6 +57,8 @@ class TorchEngine:
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
         drafts: guess answers from those to the same question about earlier windows (drafts.py); only with
             ``kept_pairs``.
+        run_ahead: decode with CUDA graphs, a step ahead of what is read (run_ahead.py), instead of guessing;
+            None: on a GPU.
         kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
             whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
             while this is not 0 calls ``forget``; replacing parameters is not seen at all.
@@ -69,7 +74,9 @@ class TorchEngine:
         max_prompt_tokens: int = 0,
         kept_pairs: int = 0,
         drafts: bool = True,
+        run_ahead: bool | None = None,
     ) -> None:
+        run_ahead = model.device.type == "cuda" if run_ahead is None else run_ahead
         self.model: LoadedModel | None = model
         self.mrope_time = mrope_time
         self.min_confidence = min_confidence
@@ -93,7 +100,8 @@ class TorchEngine:
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,
-            drafts=Drafts() if drafts and kept_pairs else None,
+            drafts=Drafts() if drafts and kept_pairs and not run_ahead else None,
+            fixed=FixedStep(decoder, model.embed, model.device) if run_ahead else None,
         )
         self._batches: list[Batch] = []
         device = str(model.device)

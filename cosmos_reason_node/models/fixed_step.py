@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One token of every branch at shapes that do not change: a CUDA graph on a GPU, compiled code on a CPU.
+"""One token of every branch at shapes that do not change, as one CUDA graph.
 
-Decoding is hundreds of small operations a token; started one by one from Python they take longer than they
-compute. At fixed shapes (caches are attended over whole, what is not filled in is masked) they are started as
-one. The result is that of ``Decoder.write``.
+Decoding is hundreds of small kernels a token; launched one by one from Python they take longer than they
+compute. At fixed shapes (caches are attended over whole, what is not filled in is masked) they are launched
+as one. The result is that of ``Decoder.write``. On a CPU the same step runs as it is, for tests.
 
 B rows, V vocabulary.
 """
@@ -42,8 +42,7 @@ class FixedStep:
     Args:
         decoder: the language model.
         embed: (B, 1) ids to (B, 1, D).
-        device: where it runs. On a CPU the first call with a new shape compiles, which takes most of a minute
-            and a C++ compiler.
+        device: where it runs.
     """
 
     def __init__(self, decoder: Decoder, embed: Callable[[Tensor], Tensor], device: torch.device) -> None:
@@ -52,7 +51,6 @@ class FixedStep:
         self._graphs: OrderedDict[tuple[int, int, int], _Graph] = OrderedDict()
         self._is_graph = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._is_graph else None
-        self._compiled = None if self._is_graph else torch.compile(self._step, dynamic=False)
 
     def __call__(
         self, tokens: Tensor, starts: Tensor, lengths: Tensor, prefix: Prefix, branches: Branches
@@ -71,8 +69,8 @@ class FixedStep:
         """
         filled = torch.tensor(prefix.length).to(tokens.device, non_blocking=True)
         inputs = (tokens, starts, lengths, filled)
-        if self._compiled is not None:
-            return self._compiled(*inputs, prefix.cache, branches.cache)
+        if not self._is_graph:
+            return self._step(*inputs, prefix.cache, branches.cache)
         key = (id(prefix), id(branches), len(tokens))
         graph = self._graphs.get(key)
         if graph is None or graph.prefix() is not prefix or graph.branches() is not branches:

@@ -72,10 +72,11 @@ def test_command_line_writes_it_into_the_checkpoint(model_dir, tmp_path, capsys)
     assert main(["calibrate", str(asked), "--model", str(model)]) == 0
     assert read_model_spec(model) == before
     assert main(["calibrate", str(asked), "--model", str(model), "--write"]) == 0
-    assert f"temperature {expected.temperature} from 60 verdicts" in capsys.readouterr().out
+    assert "from 60 verdicts" in capsys.readouterr().out
     after = read_model_spec(model)
-    assert after == dataclasses.replace(before, confidence_temperature=expected.temperature)
-    assert after.calibration(QueryKind.COMPLETION) == expected.temperature
+    fitted = after.calibration(QueryKind.COMPLETION)
+    assert fitted == pytest.approx(expected.temperature, rel=0.02)  # shares of next to nothing are cut off
+    assert after == dataclasses.replace(before, confidence_temperature=fitted)
     # The checkpoint is another one now: its confidences are no longer those of the evaluation.
     assert main(["calibrate", str(asked), "--model", str(model)]) == 1
     assert "evaluate it first" in capsys.readouterr().err

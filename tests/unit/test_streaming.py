@@ -241,6 +241,30 @@ def test_guesses_change_the_number_of_passes_and_nothing_else(model, stream, sam
     assert plain.statistics.guessed_tokens == 0
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 0.95, 3)])
+def test_running_ahead_changes_nothing(model, stream, sampling):
+    """As on a GPU, with the fixed shapes of its graphs: answers of all kinds, one cut off in between."""
+    ahead, plain = new_engine(model, run_ahead=True), new_engine(model, drafts=False)
+    thought = dataclasses.replace(YES_NO, think_tokens=9)
+    queries = (thought, ask(QUESTIONS[0], 3), dataclasses.replace(OPTIONS, think_tokens=4), YES_NO)
+    for first, free in ((0, False), (2, True), (4, False)):
+        seen = (window(stream[SIZES[0]], first, 6),)
+        asked = Request("r", seen, queries, max_answer_tokens=12, free=free, sampling=sampling)
+        said, expected = [], ends(plain.answer(asked))
+        running = ahead.answer(asked)
+        while len(said) < 9:
+            said.append(next(running))
+        said += [running.send(1), *running]
+        for branch, event in ends(said).items():
+            mine, theirs = event.answer, expected[branch].answer
+            assert (mine.reasoning, mine.answer, mine.token_ids) == (
+                theirs.reasoning,
+                theirs.answer,
+                theirs.token_ids,
+            )
+        assert set(ends(said)) >= {0, 2, 3}
+
+
 def test_a_branch_that_fails_leaves_its_siblings_alone(model, stream):
     """One token's embedding is not finite, and one question has it."""
     broken = dataclasses.replace(model, network=copy.deepcopy(model.network))
