@@ -82,6 +82,12 @@ class Config:
         "Weights and activations; auto is float32 on CPU, bfloat16 on CUDA.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantize: str = setting(
+        "none",
+        "Weights of the language model's layers (engine torch): int8 halves them, int4 (CUDA, bfloat16) "
+        "quarters them; needs requirements/quantize.txt.",
+        choices=("none", "int8", "int4"),
+    )
     threads: int = setting(
         0,
         "CPU threads of the engine process; 0 = one less than there are cores, at least 1.",

@@ -141,6 +141,7 @@ class Answer:
         prompt_tokens, output_tokens: counts, the first including visual tokens.
         think_closed_by_budget: the reasoning was cut because ``think_tokens`` was spent.
         shares: calibrated probability of each choice (yes, no; or the options in order); () without a choice.
+            Not compared: the last bits depend on what is computed beside it.
         token_ids: what was sampled, of answers without the grammar (engine.base.Request.free); () else.
         log_probs: of each of ``token_ids`` under the model at temperature 1, control tokens left out.
     """
@@ -155,7 +156,7 @@ class Answer:
     think_closed_by_budget: bool = False
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
-    shares: tuple[float, ...] = ()
+    shares: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

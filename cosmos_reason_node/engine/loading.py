@@ -78,9 +78,11 @@ def _load(spec: EngineSpec) -> Engine:
     engine: Engine
     if spec.kind == "torch":
         from ..models import qwen2_5_vl
+        from ..models.quantize import quantize
         from .torch import TorchEngine
 
         model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
+        quantize(model.network, spec.quantize)
         engine = TorchEngine(
             model,
             mrope_time=spec.mrope_time,

@@ -21,6 +21,7 @@ class EngineSpec:
             written), "remote".
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "auto" (float32 on cpu, bfloat16 on cuda), "float32", "bfloat16", "float16".
+        quantize: weights of the language model's layers: "none", "int8", "int4" (torch).
         threads: CPU threads of the engine process; 0: one less than it may use, at least 1.
         mrope_time: "float" or "legacy_zero", see models/mrope.py.
         min_confidence: probability under which a verdict is UNKNOWN.
@@ -42,6 +43,7 @@ class EngineSpec:
     kind: str = "torch"
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str = "none"
     threads: int = 0
     mrope_time: str = "float"
     min_confidence: float = DEFAULT_MIN_CONFIDENCE

@@ -353,7 +353,7 @@ def _normalise(norm: Any, hidden: Tensor) -> Tensor:
 
 def _joined(modules: Sequence[nn.Module], join: bool) -> Callable[[Tensor], Tensor]:
     """One product for all modules: their outputs, behind one another in the last dimension."""
-    plain = [module for module in modules if type(module) is nn.Linear]
+    plain = [m for m in modules if type(m) is nn.Linear and type(m.weight) is nn.Parameter]
     if not join or len(plain) < len(modules):
         if len(modules) == 1:
             return modules[0]

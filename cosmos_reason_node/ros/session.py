@@ -101,6 +101,7 @@ class Setup:
             kind=config.engine,
             device=config.device,
             dtype=config.dtype,
+            quantize=config.quantize,
             threads=config.threads or max(1, (os.cpu_count() or 2) - 1),
             mrope_time=config.mrope_time,
             min_confidence=config.min_confidence,
