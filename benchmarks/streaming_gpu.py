@@ -37,7 +37,7 @@ WINDOWS, BASELINE_WINDOWS = 8, 2
 
 
 def random_7b(tokenizer: TextTokenizer) -> Any:
-    """transformers' network of the 7B shape on the GPU, with the special tokens of ``tokenizer``."""
+    """The network of the 7B shape on the GPU, with the special tokens of ``tokenizer``."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
@@ -100,7 +100,6 @@ def machine_rates() -> tuple[float, float]:
     source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     bandwidth = 2 * source.numel() / seconds(lambda: target.copy_(source), 10)
-    del source, target
     a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in "ab")
     return bandwidth, 2 * 8192**3 / seconds(lambda: a @ b, 10)
 

@@ -65,18 +65,18 @@ def sample_tokens(
     if not warm:
         return tokens, best
 
-    def column(values: Sequence[float]) -> Tensor:
+    def there(values: Sequence[float] | Sequence[int]) -> Tensor:
         # Pinned memory, or the copy would wait for the device.
-        on_host = torch.tensor(values, pin_memory=logits.is_cuda)
-        return on_host.to(logits.device, non_blocking=True)[:, None]
+        return torch.tensor(values, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
 
-    temperatures = column([samplings[row].temperature for row in warm])
+    rows = there(warm)
+    temperatures = there([samplings[row].temperature for row in warm])[:, None]
     drawn = _nucleus(
-        (allowed[warm] / temperatures).softmax(-1),
-        column([samplings[row].top_p for row in warm]),
-        column([points[row] for row in warm]),
+        (allowed[rows] / temperatures).softmax(-1),
+        there([samplings[row].top_p for row in warm])[:, None],
+        there([points[row] for row in warm])[:, None],
     )
-    tokens = tokens.index_copy(0, torch.tensor(warm, device=logits.device), drawn)
+    tokens = tokens.index_copy(0, rows, drawn)
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
 
