@@ -49,7 +49,7 @@ class Reference:
         if static:
             from transformers import CompileConfig
 
-            compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default")
+            compile_config: Any = CompileConfig(fullgraph=False, dynamic=False, mode="default")
             compile_config._compile_all_devices = compiled
             self._settings |= {"compile_config": compile_config, "disable_compile": not compiled}
 

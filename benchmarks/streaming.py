@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def ask(engine: TorchEngine, seen: Window, queries: Sequence[Query], tokens: int
     return [list(done[branch].token_ids) for branch in range(len(queries))]
 
 
+def stream(
+    engine: TorchEngine, frames: Sequence[Frame], first: int, queries: Sequence[Query], tokens: int
+) -> list[list[int]]:
+    """A pair arrives, and the window that it completes is asked about."""
+    engine.observe(window(frames, first + FRAMES - STRIDE, STRIDE))
+    return ask(engine, window(frames, first), queries, tokens)
+
+
+def repeat(reference: Reference, seen: Window, queries: Sequence[Query], tokens: int) -> list[list[int]]:
+    """``generate`` once per question."""
+    return [reference.answer(seen, query, tokens) for query in queries]
+
+
 def slide(
     engines: dict[str, TorchEngine],
     references: dict[str, Reference],
@@ -131,13 +145,14 @@ def slide(
         first = number * STRIDE
         seen = window(frames, first)
 
-        def streamed(engine: TorchEngine, first: int = first, seen: Window = seen) -> list[list[int]]:
-            engine.observe(window(frames, first + FRAMES - STRIDE, STRIDE))
-            return ask(engine, seen, queries, tokens)
-
-        said = [clocks[name](lambda e=engine: streamed(e)) for name, engine in engines.items()]
-        for name, reference in references.items():
-            said.append(clocks[name](lambda r=reference, s=seen: [r.answer(s, q, tokens) for q in queries]))
+        said = [
+            clocks[name](partial(stream, engine, frames, first, queries, tokens))
+            for name, engine in engines.items()
+        ]
+        said += [
+            clocks[name](partial(repeat, reference, seen, queries, tokens))
+            for name, reference in references.items()
+        ]
         different += sum(answers != said[-1] for answers in said)
     return {
         "windows": windows,

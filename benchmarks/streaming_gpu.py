@@ -40,6 +40,11 @@ def random_7b(tokenizer: TextTokenizer) -> Any:
     """The network of the 7B shape on the GPU, with the special tokens of ``tokenizer``."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    ids: dict[str, Any] = {
+        "video_token_id": tokenizer.id_of("<|video_pad|>"),
+        "vision_start_token_id": tokenizer.id_of("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.id_of("<|vision_end|>"),
+    }
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": SHAPE.vocab,
@@ -62,9 +67,7 @@ def random_7b(tokenizer: TextTokenizer) -> Any:
             "window_size": 112,
             "tokens_per_second": 2,
         },
-        video_token_id=tokenizer.id_of("<|video_pad|>"),
-        vision_start_token_id=tokenizer.id_of("<|vision_start|>"),
-        vision_end_token_id=tokenizer.id_of("<|vision_end|>"),
+        **ids,
         tie_word_embeddings=False,
     )
     before = torch.get_default_dtype()

@@ -224,8 +224,8 @@ class Batch:
         assert self._slot is not None
         assert self._regions is not None
         self._ahead = self._ahead or RunAhead(self._machine.fixed, self.plan.following)
-        steps = [writing.grammar.step() for writing in rows]
-        masks = [self._machine.masks[id(step.forbidden)] for step in steps if isinstance(step, FreeStep)]
+        steps = [step for step in (writing.grammar.step() for writing in rows) if isinstance(step, FreeStep)]
+        masks = [self._machine.masks[id(step.forbidden)] for step in steps]
         same = all(mask is masks[0] for mask in masks)
         chosen = self._ahead.advance(
             rows, masks[0] if same else torch.stack(masks), self._slot.prefix, self._regions
@@ -305,12 +305,12 @@ class Batch:
         """What each row says next: one token, and one more for each guess that came true before it."""
         steps = [writing.grammar.step() for writing in rows]
         firsts = list(itertools.accumulate([len(guess) + 1 for guess in guesses], initial=0))[:-1]
-        free = [row for row, step in enumerate(steps) if isinstance(step, FreeStep)]
+        free = {row: step for row, step in enumerate(steps) if isinstance(step, FreeStep)}
         says: list[list[Token | Failed]] = [[] for _ in rows]
         if free:
             own = [rows[row] for row in free for _ in range(len(guesses[row]) + 1)]
             places = [firsts[row] + i for row in free for i in range(len(guesses[row]) + 1)]
-            masks = [self._machine.masks[id(steps[row].forbidden)] for row in free]
+            masks = [self._machine.masks[id(step.forbidden)] for step in free.values()]
             same = all(mask is masks[0] for mask in masks)
             counts = torch.tensor([len(guesses[row]) + 1 for row in free])
             points = [writing.point() for writing in own]
@@ -321,12 +321,12 @@ class Batch:
                 points,
             )
             chosen = list(zip(*_to_host(tokens, log_probs), points, strict=True))
-            for row in free:
+            for row, step in free.items():
                 mine, chosen = chosen[: len(guesses[row]) + 1], chosen[len(guesses[row]) + 1 :]
-                says[row] = self._accept(rows[row], steps[row], guesses[row], mine)
-        for row, step in enumerate(steps):
-            if isinstance(step, ChoiceStep):
-                says[row] = [self._settle(rows[row], step, logits[firsts[row]])]
+                says[row] = self._accept(rows[row], step, guesses[row], mine)
+        for row, other in enumerate(steps):
+            if isinstance(other, ChoiceStep):
+                says[row] = [self._settle(rows[row], other, logits[firsts[row]])]
         return says
 
     def _accept(

@@ -143,7 +143,7 @@ class _Pickler(pickle.Pickler):
             self._images.get(number)
             return number
         self._images.keep(thing)
-        self.parts.append(memoryview(np.ascontiguousarray(thing)).cast("B"))
+        self.parts.append(np.ascontiguousarray(thing).data.cast("B"))
         return len(self.parts), thing.shape
 
 

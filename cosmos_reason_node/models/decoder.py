@@ -364,7 +364,7 @@ def _joined(modules: Sequence[nn.Module], join: bool) -> Callable[[Tensor], Tens
     return lambda hidden: F.linear(hidden, weight, bias)
 
 
-def _gathered(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _gathered(parameters: Sequence[Tensor]) -> Tensor:
     """Parameters behind one another in one tensor, whose parts they become."""
     if len(parameters) == 1:
         return parameters[0].detach()

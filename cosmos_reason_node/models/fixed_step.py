@@ -22,6 +22,7 @@ from torch import Tensor
 from .decoder import Branches, Decoder, Prefix
 
 MAX_GRAPHS = 16
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # tokens, starts, lengths, filled places of the prefix
 _WARM_UPS = 2
 
 
@@ -96,9 +97,10 @@ class FixedStep:
         hidden = self._decoder.through(self._embed(tokens), starts, lengths, ends, filled, prefix, branches)
         return self._decoder.logits(hidden)
 
-    def _capture(self, inputs: tuple[Tensor, ...], prefix: Prefix, branches: Branches) -> _Graph:
+    def _capture(self, inputs: _Inputs, prefix: Prefix, branches: Branches) -> _Graph:
         """Record a step. It writes what the first replay writes again, so nothing is lost by it."""
-        ours = tuple(tensor.clone() for tensor in inputs)
+        tokens, starts, lengths, filled = (tensor.clone() for tensor in inputs)
+        ours = (tokens, starts, lengths, filled)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
