@@ -62,6 +62,10 @@ def in_background(config):
     return thread, kept
 
 
+def occupy():
+    time.sleep(5.0)
+
+
 def wait(condition, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
@@ -130,7 +134,7 @@ def test_a_worker_joins_late(base, tmp_path):
         rollout={"workers": 2, "max_staleness": 1},
         optimizer={"steps": 2},
     )
-    blocker = ray.remote(time.sleep).options(num_cpus=5).remote(3.0)  # leaves no room for a second worker
+    blocker = ray.remote(occupy).options(num_cpus=5).remote()  # leaves no room for a second worker
     from training.rl.actors import run_ray
 
     run_ray(config)

@@ -35,7 +35,7 @@ from training.data.media import WindowSpec, load_window
 from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample
-from training.sft.rows import AnswerLoss, RowBatch, encode_answer, pack_rows
+from training.sft.rows import AnswerLoss, encode_answer, pack_rows
 
 from .config import RlConfig, make_config
 
@@ -159,54 +159,36 @@ def write_data(
     return directory
 
 
-def warm_up(directory: Path, data: Path, seed: int, most: int = 600) -> Path:
-    """Fine-tune: text that says the answer teaches options; videos with random answers teach the format.
-
-    Args:
-        directory: of the checkpoint, which is replaced.
-        data: videos.
-        seed: of the order.
-        most: steps; it ends earlier when options are read from text without fail.
-    """
+def warm_up(directory: Path, data: Path, seed: int, steps: int = 250) -> Path:
+    """Fine-tune: text that says the answer teaches options; videos with random answers teach the format."""
     model = _trainable(directory)
     rng = np.random.default_rng(seed)
     opened = open_data_set(data)
     window = WindowSpec.of(model.spec)
     objective = AnswerLoss(model)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
     grid = model.spec.video_grid(FRAMES, SIDE, SIDE, 4.0)
-
-    def rows(count: int, *, video: bool) -> RowBatch:
-        branches, patches = [], []
-        for _ in range(count):
+    for step in range(steps):
+        branches, videos, patches = [], [], []
+        for row in range(24):
             order, truth = rng.permutation(2).tolist(), int(rng.integers(2))
-            hint = "" if video else OPTIONS[truth] + "\n"
+            with_video = row % 4 == 0
+            hint = "" if with_video else OPTIONS[truth] + "\n"
             options = tuple(OPTIONS[i] for i in order)
             query = Query(QueryKind.QUESTION, question=hint + QUESTION, options=options)
             branches.append([encode_answer(model.tokenizer, query, "", "AB"[order.index(truth)], 4.0)])
-            if video:
+            videos.append([grid] if with_video else [])
+            if with_video:
                 sample = opened.samples[int(rng.integers(len(opened.samples)))]
                 pixels = load_window(opened.root, sample.media[0], window).pixels()
                 patches.append(patchify(pixels, model.spec.patches)[0])
-        return pack_rows(branches, [[grid] * video] * count, patches, model.tokenizer, model.spec)
-
-    learned = 0
-    for step in range(most):
+        batch = pack_rows(branches, videos, patches, model.tokenizer, model.spec)
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 20)
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * (1.0 - 0.9 * step / steps)
         optimizer.zero_grad(set_to_none=True)
-        batch = rows(32, video=False)
-        loss = objective(batch)[0] / batch.weight
-        total = loss
-        if step % 4 == 0:
-            seen = rows(8, video=True)
-            total = loss + 0.5 * objective(seen)[0] / seen.weight
-        total.backward()
+        (objective(batch)[0] / batch.weight).backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
-        learned = learned + 1 if loss.item() < 0.02 else 0
-        if learned == 10:
-            break
     model.network.save_pretrained(directory)
     return directory
 
@@ -220,9 +202,9 @@ def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: di
         "grpo": {"preset": "paper"},
         "rollout": {"max_tokens": 8, "max_staleness": 0},
         "optimizer": {
-            "steps": 50,
+            "steps": 40,
             "batch": 12,
-            "peak_rate": 1.5e-3,
+            "peak_rate": 2e-3,
             "final_rate": 5e-4,
             "warm_up": 3,
             "weight_decay": 0.0,
