@@ -126,6 +126,13 @@ class Config:
         True,
         "Compute the visual features of a pair of frames when it arrives, not when a query comes.",
     )
+    approximate_slide: int = setting(
+        0,
+        "Approximate mode (engine torch): read a sliding video whole only every so many windows, and move "
+        "what is kept of it in between; 0 = exact. Measure what it costs first: training.eval --slide.",
+        low=0,
+        high=64,
+    )
     min_frames: int = setting(2, "Fewest frames to answer from (start-up, after a reset).", low=2, high=128)
     frame_width: int = setting(
         0, "Frame width given to the model, pixels, multiple of 28; 0 = the model's.", low=0, high=1792

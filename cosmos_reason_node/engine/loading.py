@@ -91,6 +91,7 @@ def _load(spec: EngineSpec) -> Engine:
             max_prompt_tokens=spec.max_prompt_tokens,
             kept_pairs=(spec.window_frames or model_spec.window_frames) // model_spec.patches.temporal_patch
             + _PAIRS_AHEAD,
+            refresh_every=spec.refresh_every,
         )
     else:
         from .graph_engine import load_graph_engine

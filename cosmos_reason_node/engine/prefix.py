@@ -10,6 +10,11 @@ by the pair that shows it), so how much of a kept prefix a new one can take over
 
 Keys and values of a token depend on the tokens before it and on positions alone, so what is taken over is
 exact. P tokens.
+
+Off unless asked for (``refresh_every``): a window that has slid takes over the pairs that it shares, their
+keys rotated to where they are now. That is not exact, for their values still know the pairs that have gone;
+so every so many windows the video is read anew. ``python -m training.eval --slide N --approximate`` tells
+what it costs.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .. import prompt
 from ..errors import CosmosReasonError, ErrorCode
@@ -105,11 +111,19 @@ def video_of(model: LoadedModel, window: Window) -> VideoGrid:
 
 @dataclass(eq=False)
 class Slot:
-    """A place for a prefix. ``plan`` is what it holds, or will once it is read; ``users``: batches on it."""
+    """A place for a prefix.
+
+    Attributes:
+        prefix: keys and values.
+        plan: what it holds, or will once it is read.
+        users: batches on it.
+        slides: windows since its video was last read whole.
+    """
 
     prefix: Prefix
     plan: Plan
     users: int = 0
+    slides: int = 0
 
 
 class PrefixPool:
@@ -118,10 +132,12 @@ class PrefixPool:
     Args:
         decoder: makes their memory.
         keep: most prefixes kept while nobody uses them; 0: none.
+        refresh_every: windows from one whole reading of a sliding video to the next; 0 and 1: each.
     """
 
-    def __init__(self, decoder: Decoder, keep: int) -> None:
+    def __init__(self, decoder: Decoder, keep: int, refresh_every: int = 0) -> None:
         self._decoder = decoder
+        self._refresh_every = refresh_every
         self._keep = keep
         self._slots: list[Slot] = []  # longest unused first
         self.reused_tokens = 0
@@ -135,6 +151,7 @@ class PrefixPool:
         slot = self._place(plan, best)
         if best is not None and slot is not best:
             slot.prefix.copy_from(best.prefix, length)
+        length = (self._slid(slot, plan, length) if slot is best else 0) or length
         slot.prefix.length = length
         slot.plan = plan
         slot.users += 1
@@ -160,6 +177,24 @@ class PrefixPool:
     def nbytes(self) -> int:
         """Keys and values held."""
         return sum(slot.prefix.cache.nbytes for slot in self._slots)
+
+    def _slid(self, slot: Slot, plan: Plan, shared: int) -> int:
+        """Move what ``slot`` holds of a window that has slid; tokens that it then holds, 0: none moved."""
+        old = slot.plan
+        gone = next((i for i, pair in enumerate(old.pairs) if plan.pairs and pair is plan.pairs[0]), 0)
+        kept = len(old.pairs) - gone
+        is_slide = gone > 0 and len(plan.cameras) == 1 and old.pairs[gone:] == plan.pairs[:kept]
+        whole = slot.prefix.length == len(old.tokens)
+        if not (is_slide and whole and slot.slides + 1 < self._refresh_every):
+            slot.slides = 0
+            return 0
+        each = int((plan.identity < 0).sum()) // len(plan.pairs)
+        source, count = shared + gone * each, kept * each
+        moved = plan.positions[:, shared : shared + count] - old.positions[:, source : source + count]
+        device = slot.prefix.cache.device
+        self._decoder.slide(slot.prefix, source, shared, count, torch.from_numpy(moved).to(device))
+        slot.slides += 1
+        return shared + count
 
     def _filled(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         length = slot.prefix.length

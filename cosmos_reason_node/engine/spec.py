@@ -28,6 +28,7 @@ class EngineSpec:
         default_think_tokens: thinking budget of queries that do not set one.
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
         window_frames: frames of the longest windows; 0: the model's. Visual features of as many are kept.
+        refresh_every: approximate mode of sliding windows, see engine/prefix.py; 0: off (torch).
         max_active: requests that advance in turns; the rest wait. One interactive request more may advance.
         warm_up: run the self-test on a window of full size, so that the first request is not slower.
         niceness: added to the process's priority value, so that cameras are served before inference.
@@ -50,6 +51,7 @@ class EngineSpec:
     default_think_tokens: int = 0
     max_prompt_tokens: int = 0
     window_frames: int = 0
+    refresh_every: int = 0
     max_active: int = 4
     warm_up: bool = True
     niceness: int = 5

@@ -55,6 +55,8 @@ class TorchEngine:
         min_confidence: probability under which a verdict is UNKNOWN.
         default_think_tokens: budget of queries with ``think_tokens`` -1.
         max_prompt_tokens: bound on prompts, visual tokens included; 0: what the model's positions allow.
+        refresh_every: windows that a sliding video is read anew after; 0 or 1: each. More is approximate
+            (prefix.py).
         drafts: guess answers from those to the same question about earlier windows (drafts.py); only with
             ``kept_pairs``.
         run_ahead: decode with CUDA graphs, a step ahead of what is read (run_ahead.py), instead of guessing;
@@ -73,6 +75,7 @@ class TorchEngine:
         default_think_tokens: int = 0,
         max_prompt_tokens: int = 0,
         kept_pairs: int = 0,
+        refresh_every: int = 0,
         drafts: bool = True,
         run_ahead: bool | None = None,
     ) -> None:
@@ -97,7 +100,7 @@ class TorchEngine:
             model,
             decoder,
             VisionCache(encode, patches.temporal_patch, kept_pairs),
-            PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
+            PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0, refresh_every),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,
             drafts=Drafts() if drafts and kept_pairs and not run_ahead else None,

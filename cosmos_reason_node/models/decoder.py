@@ -189,6 +189,23 @@ class Decoder:
             hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
         prefix.length = end
 
+    def slide(self, prefix: Prefix, source: int, target: int, count: int, moved: Tensor) -> None:
+        """Move tokens to another place and other positions: an approximation, see engine/prefix.py.
+
+        Keys are rotated on; what the deeper layers saw of tokens that are gone stays in them.
+
+        Args:
+            prefix: is changed.
+            source: first place of the tokens.
+            target: their first place from now on.
+            count: n tokens.
+            moved: (3, n) by how much their M-RoPE positions change.
+        """
+        piece = prefix.cache[..., source : source + count, :].clone()  # (N, 2, K, n, C)
+        cosines, sines = (part[0, :, 0] for part in self.rotation(moved[:, None], piece.dtype))
+        rotate(piece[:, 0], cosines, sines)
+        prefix.cache[..., target : target + count, :] = piece
+
     def write(
         self,
         embedded: Tensor,

@@ -107,6 +107,7 @@ class Setup:
             min_confidence=config.min_confidence,
             default_think_tokens=config.query_think_tokens,
             window_frames=config.window_frames,
+            refresh_every=config.approximate_slide,
             fallback_dir=config.engine_fallback,
             remote_url=config.remote_url,
             remote_model=config.remote_model,

@@ -199,6 +199,21 @@ def test_what_a_request_costs(model, stream):
     assert slid < read + tokens
 
 
+def test_the_approximate_mode_moves_the_video_and_reads_it_anew_every_so_often(model, stream):
+    exact, rough = new_engine(model), new_engine(model, refresh_every=3)
+    costs, apart = [], []
+    for first in range(0, 12, 2):
+        asked = Request("r", (window(stream[SIZES[0]], first, 8),), (YES_NO,))
+        before = rough.statistics.prefix_tokens_read
+        (mine,), (theirs,) = (ends(engine.answer(asked)).values() for engine in (rough, exact))
+        costs.append(rough.statistics.prefix_tokens_read - before)
+        apart.append(abs(mine.answer.confidence - theirs.answer.confidence))
+    video, new = 4 * 2 + 1, 2 + 1  # visual tokens of four pairs, of one, and <|vision_end|>
+    assert costs[1:] == [new, new, video, new, new]
+    assert [gap < 1e-5 for gap in apart] == [True, False, False, True, False, False]
+    assert exact.statistics.prefix_tokens_read > rough.statistics.prefix_tokens_read
+
+
 def test_requests_about_the_same_window_share_steps(model, stream):
     engine = new_engine(model)
     seen = (window(stream[SIZES[0]], 0, 4),)

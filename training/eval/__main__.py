@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cosmos_reason_node.engine.base import Engine
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
 from training.data.problems import DataError
@@ -54,12 +55,15 @@ def _evaluate(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     protocol = PROTOCOLS[options.protocol]
     think = options.think_tokens if options.think_tokens >= 0 else OUTPUT_TOKENS if protocol.free else 0
+    if options.slide < 0 or (options.approximate and not options.slide):
+        raise ValueError("--approximate needs --slide N, N at least 1")
     if protocol.free and think < 1:
         raise ValueError(f"--think-tokens must be at least 1 for protocol {protocol.name}")
     plan = Plan(protocol, options.seeds, options.permutations, not options.no_blind, think, options.branches)
     model = read_model_spec(options.model)
     benchmark = _benchmark(options, model)
-    directory = options.out or Path("build/eval") / f"{model.model_id}-{Path(benchmark.name).stem}"
+    way = f"-slide{options.slide}{'-approximate' * options.approximate}" if options.slide else ""
+    directory = options.out or Path("build/eval") / f"{model.model_id}-{Path(benchmark.name).stem}{way}"
     for note in benchmark.notes:
         print(f"note: {note}", file=sys.stderr)
     # Importing torch takes seconds: whatever is wrong with the arguments has been said by now.
@@ -71,7 +75,19 @@ def _evaluate(arguments: list[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     # Every answer counts here, however unsure: min_confidence 0 leaves no verdict UNKNOWN.
-    engine = TorchEngine(load(options.model, options.device, options.dtype), min_confidence=0.0)
+    loaded = load(options.model, options.device, options.dtype)
+    engine: Engine = TorchEngine(loaded, min_confidence=0.0)
+    if options.slide:
+        from .slid import SlidEngine
+
+        refresh_every = options.slide + 1 if options.approximate else 0
+        kept = model.window_frames // model.patches.temporal_patch
+        engine = SlidEngine(
+            TorchEngine(
+                loaded, min_confidence=0.0, kept_pairs=kept, refresh_every=refresh_every, drafts=False
+            ),
+            options.slide,
+        )
     run.ask(engine, benchmark, plan, run.Labels(options.stage, tuple(options.held_out_tasks)), directory)
     engine.close()
     _show(run.score(directory), directory, options.protocol)
@@ -177,6 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stage", choices=("base", "sft", "rl"), default="sft", help="of the model (sft)")
     parser.add_argument("--branches", type=_positive, default=32, help="questions at once (32)")
+    parser.add_argument(
+        "--slide", type=int, default=0, metavar="N", help="let windows slide into place by N pairs (slid.py)"
+    )
+    parser.add_argument(
+        "--approximate", action="store_true", help="with --slide: in the engine's approximate mode"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU (0: its default)")
