@@ -141,7 +141,13 @@ def test_the_same_answer_as_in_process(host, recorder, directory):
         for event in engine.answer(Request("here", (tiny_model.window(),), queries))
         if isinstance(event, Done)
     ]
-    assert {done.branch: done.answer for done in ends} == {done.branch: done.answer for done in here}
+    # The process joins products that share their input: the last bits of the confidence differ.
+    expected = {done.branch: done.answer for done in here}
+    for done in ends:
+        other = expected.pop(done.branch)
+        assert done.answer.confidence == pytest.approx(other.confidence, abs=1e-4)
+        assert dataclasses.replace(done.answer, confidence=other.confidence) == other
+    assert not expected
     assert all(done.latency.queue_s > 0 for done in ends)
     assert all(done.latency.first_token_s > done.latency.queue_s for done in ends)
 
