@@ -11,8 +11,10 @@ import pytest
 from cosmos_reason_msgs.msg import Decision as DecisionMsg
 from cosmos_reason_msgs.msg import ErrorCode as ErrorCodeMsg
 from cosmos_reason_msgs.msg import QueryKind as QueryKindMsg
+from cosmos_reason_msgs.msg import Status as StatusMsg
 from cosmos_reason_msgs.srv import Query as QuerySrv
 
+from cosmos_reason_node.engine.spec import EngineStatistics
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.ros import messages
 from cosmos_reason_node.types import (
@@ -133,3 +135,13 @@ def test_a_request_becomes_a_query():
     with pytest.raises(CosmosReasonError, match="not 9") as info:
         messages.query_from(QuerySrv.Request(kind=9))
     assert info.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_the_engine_s_work_in_status():
+    work = EngineStatistics(
+        vision_hits=15, vision_misses=1, vision_bytes=2**20, prefix_tokens_reused=7, requests=4, queue_s=2.0
+    )
+    msg = StatusMsg(**messages.work_fields(work))
+    assert (msg.vision_hits, msg.vision_misses, msg.vision_bytes) == (15, 1, 2**20)
+    assert (msg.prefix_tokens_reused, msg.queue_mean) == (7, 0.5)
+    assert StatusMsg(**messages.work_fields(EngineStatistics())).queue_mean == 0.0
