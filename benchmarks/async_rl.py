@@ -324,7 +324,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="async_rl_") as name:
         root = Path(name)
         data = toy.write_data(root / "data", 64, 1)
-        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=100)
+        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=60)
         report: dict[str, Any] = {
             "command": command_line(),
             "machine": machine,

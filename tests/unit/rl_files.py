@@ -11,7 +11,7 @@ from training.sft.report import read_log
 def make_base(root):
     """A warmed-up toy checkpoint (just the format) and its questions."""
     data = toy.write_data(root / "data", 24, 1)
-    return toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=100), data
+    return toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=60), data
 
 
 def short(base, data, output, /, **sections) -> RlConfig:

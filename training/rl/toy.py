@@ -4,10 +4,10 @@
     python -m training.rl.toy --seeds 3 --json benchmarks/results/rl_toy.json
 
 Two frames of noise; the light gets brighter or darker from the first to the second, by an amount and from a
-start that no single frame tells. The question is multiple choice with options in random order. The model is
-first fine-tuned on text alone (format; options as letters) and on the video with random answers, so it
-answers in the right format and at chance. Then it is trained with rewards: as they are, and as controls with
-shuffled answers and with blank videos, both of which have to stay at chance.
+start that no single frame tells. The question is multiple choice with options in random order, and answered
+by an option's text. The model is first fine-tuned on random answers, so it answers in the right format and at
+chance. Then it is trained with rewards: as they are, and as controls with shuffled answers and with blank
+videos, both of which have to stay at chance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel, load, wrap
 from cosmos_reason_node.models.spec import read_model_spec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
-from cosmos_reason_node.types import Query, QueryKind
 from cosmos_reason_node.vision.patchify import patchify
 from training.data.media import WindowSpec, load_window
 from training.data.readers import open_data_set
@@ -37,9 +36,11 @@ from training.data.readers.jsonl import write_samples
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample
 from training.sft.rows import AnswerLoss, encode_answer, pack_rows
 
+from . import rewards
 from .config import RlConfig, make_config
 
 SIDE, FRAMES, PERIOD_NS = 56, 2, 250_000_000
+MAX_TOKENS = 8  # of an answer; the right ones have 5
 QUESTION = "What happens to the light?"
 OPTIONS = ("it gets brighter", "it gets darker")
 CONTROL = (
@@ -52,6 +53,7 @@ CONTROL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+CASES: dict[str, dict[str, bool]] = {"rewards": {}, "shuffled": {"shuffled": True}, "blank": {"blank": True}}
 _PIECES = (
     "system\n" + prompt.SYSTEM,
     "user\n",
@@ -159,8 +161,8 @@ def write_data(
     return directory
 
 
-def warm_up(directory: Path, data: Path, seed: int, steps: int = 250) -> Path:
-    """Fine-tune: text that says the answer teaches options; videos with random answers teach the format."""
+def warm_up(directory: Path, data: Path, seed: int, steps: int = 80) -> Path:
+    """Fine-tune on videos with random answers: teaches the format, and nothing about the light."""
     model = _trainable(directory)
     rng = np.random.default_rng(seed)
     opened = open_data_set(data)
@@ -169,22 +171,16 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 250) -> Path:
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
     grid = model.spec.video_grid(FRAMES, SIDE, SIDE, 4.0)
     for step in range(steps):
-        branches, videos, patches = [], [], []
-        for row in range(24):
-            order, truth = rng.permutation(2).tolist(), int(rng.integers(2))
-            with_video = row % 4 == 0
-            hint = "" if with_video else OPTIONS[truth] + "\n"
-            options = tuple(OPTIONS[i] for i in order)
-            query = Query(QueryKind.QUESTION, question=hint + QUESTION, options=options)
-            branches.append([encode_answer(model.tokenizer, query, "", "AB"[order.index(truth)], 4.0)])
-            videos.append([grid] if with_video else [])
-            if with_video:
-                sample = opened.samples[int(rng.integers(len(opened.samples)))]
-                pixels = load_window(opened.root, sample.media[0], window).pixels()
-                patches.append(patchify(pixels, model.spec.patches)[0])
-        batch = pack_rows(branches, videos, patches, model.tokenizer, model.spec)
+        branches, patches = [], []
+        for index in rng.integers(len(opened.samples), size=12):
+            sample = opened.samples[index].reordered(rng.permutation(2).tolist())
+            said = OPTIONS[int(rng.integers(2))]
+            branches.append([encode_answer(model.tokenizer, sample.to_query(), "", said, 1.0)])
+            pixels = load_window(opened.root, sample.media[0], window).pixels()
+            patches.append(patchify(pixels, model.spec.patches)[0])
+        batch = pack_rows(branches, [[grid]] * len(branches), patches, model.tokenizer, model.spec)
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * (1.0 - 0.9 * step / steps)
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 10) * (1.0 - 0.9 * step / steps)
         optimizer.zero_grad(set_to_none=True)
         (objective(batch)[0] / batch.weight).backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -200,9 +196,9 @@ def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: di
         "data": {"sources": [{"path": str(data)}]},
         "run": {"output": str(output), "seed": seed, "device": "cpu", "threads": 1, "save_every": 1000},
         "grpo": {"preset": "paper"},
-        "rollout": {"max_tokens": 8, "max_staleness": 0},
+        "rollout": {"max_tokens": MAX_TOKENS, "max_staleness": 0},
         "optimizer": {
-            "steps": 40,
+            "steps": 30,
             "batch": 12,
             "peak_rate": 2e-3,
             "final_rate": 5e-4,
@@ -216,18 +212,19 @@ def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: di
 
 
 def accuracy(model_dir: Path, data: Path) -> float:
-    """Share of questions answered rightly: greedy, under the node's grammar, both orders of the options."""
+    """Share of questions answered rightly, greedily, in both orders of the options."""
     model = load(model_dir, device="cpu", dtype="float32")
     engine = TorchEngine(model, min_confidence=0.5)
     opened, window = open_data_set(data), WindowSpec.of(model.spec)
-    right = 0
+    right = 0.0
     for sample in opened.samples:
         asked = [sample, sample.reordered([1, 0])]
         windows = (load_window(opened.root, sample.media[0], window),)
-        queries = tuple(one.to_query(think_tokens=0) for one in asked)
-        for event in engine.answer(Request(sample.sample_id, windows, queries)):
+        queries = tuple(one.to_query(think_tokens=MAX_TOKENS - 1) for one in asked)
+        for event in engine.answer(Request(sample.sample_id, windows, queries, 1, free=True)):
             if isinstance(event, Done):
-                right += event.answer.answer == asked[event.branch].answer
+                one = asked[event.branch]
+                right += rewards.accuracy(event.answer.answer, one.to_query(), one.answer)
     return right / (2 * len(opened.samples))
 
 
@@ -263,14 +260,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.rl.toy", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases = {"rewards": {}, "shuffled answers": {"shuffled": True}, "blank video": {"blank": True}}
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, changes in cases.items():
+    for name in options.cases:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory(prefix="rl_toy_") as folder:
-                found = learn(Path(folder), seed, **changes)
+                found = learn(Path(folder), seed, **CASES[name])
             print(name, found, flush=True)
             results.setdefault(name, []).append(found)
             if options.json:
