@@ -36,8 +36,8 @@ SIDE = 448
 WINDOWS, BASELINE_WINDOWS = 8, 2
 
 
-def random_7b(tokenizer: TextTokenizer) -> Any:
-    """The network of the 7B shape on the GPU, with the special tokens of ``tokenizer``."""
+def random_7b(tokenizer: TextTokenizer, device: str = "cuda") -> Any:
+    """The network of the 7B shape with random weights, with the special tokens of ``tokenizer``."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids: dict[str, Any] = {
@@ -73,7 +73,7 @@ def random_7b(tokenizer: TextTokenizer) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("cuda"):
+        with torch.device(device):
             return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
     finally:
         torch.set_default_dtype(before)

@@ -9,6 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cost import COSMOS_REASON1_7B, Shape, Work, rows, table
+from benchmarks.streaming_gpu import TOKENIZER, random_7b
+from cosmos_reason_node.models.tokenizer import TextTokenizer
 from tests import tiny_model
 
 
@@ -33,6 +35,13 @@ def test_weights(network, shape):
     assert shape.vision_weights == matrices(model.visual)
     assert COSMOS_REASON1_7B.step_weights == pytest.approx(7.07e9, rel=1e-3)
     assert COSMOS_REASON1_7B.kv_bytes(2) == 57_344
+
+
+def test_the_network_of_the_gpu_section_has_the_7b_shape():
+    network = random_7b(TextTokenizer(TOKENIZER), "meta")
+    assert Shape.from_config(network.config.to_dict()) == COSMOS_REASON1_7B
+    assert COSMOS_REASON1_7B.vision_weights == matrices(network.model.visual)
+    assert network.lm_head.weight.dtype is torch.bfloat16
 
 
 def test_language_flops(network, shape):
