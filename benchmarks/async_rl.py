@@ -140,14 +140,14 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
 
 def roles(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
     """Idle shares, publication, recovery."""
-    config = _config(base, data, root / "roles", iterations, "ray", 1)
+    from training.rl.actors import run_ray
+
+    config = _config(base, data, root / "roles", iterations, "ray", 1, save_every=1)
     log = root / "roles" / "monitor"
     done: dict[str, float] = {}
     errors: list[Exception] = []
 
     def run() -> None:
-        from training.rl.actors import run_ray
-
         try:
             run_ray(config)
         except Exception as error:
@@ -185,14 +185,17 @@ def roles(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]
 
 def simulation(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
     """Measured phases, predictions from them, and what happened."""
+    from training.rl.actors import run_ray
+
     phases = measure_phases(_config(base, data, root / "phases", iterations, "inline", 0))
     shape = {"questions": 6, "group_size": GROUP, "slots": 1, "train_efficiency": 1.0}
     started = time.monotonic()
     run_inline(_config(base, data, root / "sync", iterations, "inline", 0))
     sync = _steady(root / "sync")
+    run_ray(_config(base, data, root / "async", iterations, "ray", 1))
+    real = _steady(root / "async")
     predicted = synchronous(phases, Cluster(1, **shape))  # type: ignore[arg-type]
     overlapped = asynchronous(phases, Cluster(2, train_share=0.5, max_staleness=1, **shape))  # type: ignore[arg-type]
-    real = _steady(root / "roles")
     return {
         "phases": dataclasses.asdict(phases),
         "seconds": round(time.monotonic() - started, 1),
@@ -224,7 +227,8 @@ def measure_phases(config: RlConfig) -> Phases:
         groups.append(judge(group, roller.sampler.draw(ticket), config))
     model = load(config.model.path, device=config.run.device, dtype="float32")
     packer = RowPacker(model, config, roller.sampler.window)
-    objective = GrpoLoss(Policy(model, torch.float32, frozen_vision=False), None, config.grpo)
+    policy, reference = (Policy(m, torch.float32, frozen_vision=False) for m in (model, roller._model))
+    objective = GrpoLoss(policy, reference, config.grpo)
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -265,7 +269,15 @@ def gpu(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
 
 
 def _config(
-    base: Path, data: Path, output: Path, steps: int, launcher: str, staleness: int, *, cuda: bool = False
+    base: Path,
+    data: Path,
+    output: Path,
+    steps: int,
+    launcher: str,
+    staleness: int,
+    *,
+    cuda: bool = False,
+    save_every: int = 1000,
 ) -> RlConfig:
     device = {"device": "cuda", "gpus": 0.5} if cuda else {"device": "cpu"}
     return toy.settings(
@@ -274,7 +286,7 @@ def _config(
         output,
         0,
         optimizer={"steps": steps, "batch": 6, "warm_up": 0},
-        run={"launcher": launcher, "save_every": 1, **device},
+        run={"launcher": launcher, "save_every": save_every, **device},
         rollout={"max_staleness": staleness, "workers": 1, "gpus": 0.5 if cuda else 0.0},
     )
 

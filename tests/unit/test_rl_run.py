@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
 from training.rl.books import BooksError, RolloutError, Ticket
-from training.rl.config import ConfigError, make_config
+from training.rl.config import ConfigError, load_config, make_config
 from training.rl.loop import make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore
@@ -27,6 +28,7 @@ from training.sft.report import read_log
 from training.sft.store import StoreError
 
 torch.set_num_threads(1)
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +280,11 @@ def test_settings_that_cannot_be_used(base, sections, message):
         value[name] = value.get(name, {}) | more
     with pytest.raises(ConfigError, match=message):
         make_config(value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("rl_*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configurations_can_be_read(path):
+    assert load_config(path).iterations == 500
 
 
 def test_presets_are_the_recipes_and_files_may_differ():
