@@ -49,10 +49,11 @@ nano: test-setup ## make the nano checkpoint anew in build/nano: simulate, train
 	@. scripts/env.sh && python -m training.nano train
 	@. scripts/env.sh && python -m training.nano evaluate
 
-bench: test-setup ## cost of images, and time from capture to decision; writes build/benchmarks/*.json
+bench: test-setup ## cost of images, capture to decision, questions about a sliding window; writes build/benchmarks/*.json
 	@mkdir -p build/benchmarks
 	@. scripts/env.sh && python -m benchmarks.ingest --json build/benchmarks/ingest.json
 	@. scripts/env.sh && python -m benchmarks.decision --json build/benchmarks/decision.json
+	@. scripts/env.sh && python -m benchmarks.streaming --json build/benchmarks/streaming.json
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf build/ros2 build/setup build/demo ros2_ws/build ros2_ws/install ros2_ws/log
