@@ -198,7 +198,7 @@ def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: di
         "grpo": {"preset": "paper"},
         "rollout": {"max_tokens": MAX_TOKENS, "max_staleness": 0},
         "optimizer": {
-            "steps": 30,
+            "steps": 60,
             "batch": 12,
             "peak_rate": 2e-3,
             "final_rate": 5e-4,
