@@ -112,10 +112,9 @@ class Batch:
     def _prepare(self) -> bool:
         """A step towards a prefix that is read; False: nothing was left to do."""
         machine, plan = self._machine, self.plan
-        blind = [pair for pair in plan.pairs if pair.features is None]
-        for pair in blind:
-            machine.vision.encode(pair)
+        blind = any(pair.features is None for pair in plan.pairs)
         if blind:
+            machine.vision.encode_all(plan.pairs)
             machine.wait()
         self.seen_at = self.seen_at or time.monotonic()
         if blind:

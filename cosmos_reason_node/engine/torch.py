@@ -90,7 +90,7 @@ class TorchEngine:
         self.machine: Machine | None = Machine(
             model,
             decoder,
-            VisionCache(encode, patches.temporal_patch, kept_pairs),
+            VisionCache(encode, patches.temporal_patch, kept_pairs, joint=not kept_pairs),
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0, refresh_every),
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
             keep_spare=kept_pairs > 0,

@@ -7,7 +7,8 @@
 
 The vision tower computes a temporal patch (two frames) apart from all others, so a pair's features are the
 same in every window. Each pair is encoded by a call of its own: one batch shape, hence the same bits whatever
-else a window holds.
+else a window holds. Where nothing is kept (``joint``: evaluation, reinforcement learning) a window's pairs
+share one call, which is faster and equal but for rounding.
 
 An entry is found by camera and first tick and used only where its frames are those of the window, by object
 or by content: a clock that jumped, another size or another file never gives old features. A cache belongs to
@@ -17,7 +18,7 @@ one loaded model and ends with it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,10 +58,19 @@ class VisionCache:
         encode: (T, H, W, 3) uint8 frames of a pair to features.
         temporal_patch: frames of a pair.
         pairs: most entries a camera; 0 keeps nothing.
+        joint: encode all pairs of a window in one call; then ``encode`` takes the frames of several.
     """
 
-    def __init__(self, encode: Callable[[np.ndarray], Tensor], temporal_patch: int, pairs: int) -> None:
+    def __init__(
+        self,
+        encode: Callable[[np.ndarray], Tensor],
+        temporal_patch: int,
+        pairs: int,
+        *,
+        joint: bool = False,
+    ) -> None:
         self._encode = encode
+        self._joint = joint
         self._frames = temporal_patch
         self._limit = pairs
         self._cameras: OrderedDict[str, OrderedDict[int, Pair]] = OrderedDict()
@@ -79,6 +89,19 @@ class VisionCache:
         if pair.features is None:
             pair.features = self._encode(np.stack(pair.images))
         return pair.features
+
+    def encode_all(self, pairs: Sequence[Pair]) -> None:
+        """Compute the features that are missing."""
+        blind = [pair for pair in pairs if pair.features is None]
+        if not self._joint:
+            for pair in blind:
+                self.encode(pair)
+            return
+        for shape in {pair.images[0].shape for pair in blind}:
+            alike = [pair for pair in blind if pair.images[0].shape == shape]
+            features = self._encode(np.stack([image for pair in alike for image in pair.images]))
+            for pair, part in zip(alike, features.chunk(len(alike)), strict=True):
+                pair.features = part
 
     def forget(self) -> None:
         """Drop everything: the weights have changed."""

@@ -107,7 +107,7 @@ def test_pixels(model):
     spy, _ = ask(model, window, QUERIES[:1])
     patches, grid = patchify(window.pixels(), model.spec.patches)  # as training.sft.batches
     np.testing.assert_array_equal(np.concatenate(spy.pixels), patches)
-    assert spy.grids == [(1, *grid[1:])] * grid[0]  # pair by pair
+    assert spy.grids == [grid]
 
 
 def test_the_packed_batch_gives_the_engine_s_confidences(model):

@@ -16,6 +16,7 @@ from cosmos_reason_node.engine import batch
 from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling, Token
 from cosmos_reason_node.engine.sampling import choose
 from cosmos_reason_node.engine.torch import TorchEngine
+from cosmos_reason_node.engine.vision_cache import VisionCache
 from cosmos_reason_node.errors import ErrorCode
 from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Frame, Query, QueryKind, Window
@@ -126,6 +127,29 @@ def test_features_are_bitwise_those_of_a_fresh_encode(model, stream, strides, si
             with torch.inference_mode():
                 fresh = model.visual_features(torch.from_numpy(patches), [grid])
             assert torch.equal(pair.features, fresh)
+
+
+def test_an_engine_that_keeps_nothing_encodes_a_window_in_one_call(model, stream):
+    calls = []
+
+    def encode(frames):
+        calls.append(len(frames))
+        patches, grid = patchify(frames, model.spec.patches)
+        with torch.inference_mode():
+            return model.visual_features(torch.from_numpy(patches), [grid])
+
+    apart, joint = (VisionCache(encode, 2, 0, joint=joint) for joint in (False, True))
+    windows = [window(stream[size], 0, 8) for size in SIZES]
+    pairs = [[pair for seen in windows for pair in vision.pairs(seen)] for vision in (apart, joint)]
+    apart.encode_all(pairs[0])
+    assert calls == [2] * len(pairs[0])
+    calls.clear()
+    joint.encode_all(pairs[1])
+    assert sorted(calls) == [8] * len(SIZES)
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one.features, other.features, atol=1e-3, rtol=1e-3)
+    joint.encode_all(pairs[1])
+    assert len(calls) == len(SIZES)
 
 
 def test_the_ring_is_bounded_and_only_what_is_seen_again_is_kept(model, stream):
