@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cosmos_reason_node.engine import loading
 from cosmos_reason_node.engine.base import Done, Failed, Request, Token
 from cosmos_reason_node.engine.graphs import OnnxExecutor
 from cosmos_reason_node.engine.loading import load_engine
@@ -228,14 +229,17 @@ def test_the_loader_makes_it_and_says_which_model_answers():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_tensorrt_is_refused_or_torch_taken_when_told(caplog):
+def test_without_a_gpu_tensorrt_is_refused_or_torch_taken_when_told(monkeypatch):
+    said = []
+    monkeypatch.setattr(loading._log, "warning", lambda text, *values: said.append(text % values))
     spec = EngineSpec(str(exported()), kind="tensorrt", warm_up=False, threads=1, dtype="float32")
     with pytest.raises(CosmosReasonError, match="needs a CUDA device") as refused:
         load_engine(spec)
     assert refused.value.code == ErrorCode.NOT_AVAILABLE
     engine = load_engine(dataclasses.replace(spec, fallback_dir=str(NANO)))
     assert engine.info.engine == "torch"
-    assert "Falling back" in caplog.text
+    (warning,) = said
+    assert "Falling back" in warning
 
 
 def test_a_folder_is_a_model_directory_with_its_frame_size():
