@@ -8,6 +8,7 @@ episode depends on its seed alone. A control step is 12.5 ms simulated.
 
 from __future__ import annotations
 
+import atexit
 import functools
 from dataclasses import dataclass
 
@@ -79,18 +80,35 @@ class _Stage:
         """Renderer for images of (height, width)."""
         if size not in self._renderers:
             renderer = mujoco.Renderer(self.model, *size)
+            atexit.unregister(release_scenes)
+            atexit.register(release_scenes)  # before mujoco closes the display
             # Both cost more than all the rest.
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._renderers[size] = renderer
         return self._renderers[size]
 
+    def close(self) -> None:
+        """Free the renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
 
-_stage = functools.cache(_Stage)
+
+_stages: list[_Stage] = []
+
+
+@functools.cache
+def _stage(xml: str) -> _Stage:
+    _stages.append(_Stage(xml))
+    return _stages[-1]
 
 
 def release_scenes() -> None:
     """Free the models and renderers that this process keeps."""
+    for stage in _stages:
+        stage.close()
+    _stages.clear()
     _stage.cache_clear()
 
 
