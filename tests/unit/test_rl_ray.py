@@ -62,10 +62,6 @@ def in_background(config):
     return thread, kept
 
 
-def occupy():
-    time.sleep(5.0)
-
-
 def wait(condition, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
@@ -134,6 +130,10 @@ def test_a_worker_joins_late(base, tmp_path):
         rollout={"workers": 2, "max_staleness": 1},
         optimizer={"steps": 2},
     )
+
+    def occupy():  # defined here: workers cannot import this module
+        time.sleep(5.0)
+
     blocker = ray.remote(occupy).options(num_cpus=5).remote()  # leaves no room for a second worker
     from training.rl.actors import run_ray
 
