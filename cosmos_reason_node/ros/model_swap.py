@@ -78,13 +78,16 @@ class ModelSwap:
         status = served.host.status
         if status.state is EngineState.READY:
             self._candidate = None
+            failure: CosmosReasonError | None = None
             try:
                 self._adopt(served)
             except CosmosReasonError as error:
+                failure = error
+            except Exception as error:  # whoever waits must hear of it
+                failure = CosmosReasonError(ErrorCode.ENGINE_FAILED, f"the swap failed: {error}")
+            if failure is not None:
                 stop_later(served.host)
-                done.set_result(error)
-            else:
-                done.set_result(None)
+            done.set_result(failure)
         elif status.state is EngineState.FAILED:
             self.cancel(status.error_code, status.error_msg)
         elif time.monotonic() > end_s:

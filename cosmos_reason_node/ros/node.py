@@ -179,13 +179,15 @@ class ReasonNode(LifecycleNode):
         old, before = self._served, self.session
         if old is None or before is None:
             raise CosmosReasonError(ErrorCode.NOT_ACTIVE, NOT_ACTIVE)
-        task = before.pipeline.task
+        # Live settings may have changed while it was loading.
+        served = dataclasses.replace(served, setup=served.setup.with_live(old.setup.config))
+        task, self.session = before.pipeline.task, None
         before.hand_over()
         self._served = served
-        served.events.drain()
+        served.events.drain()  # what happened while loading is no news
         try:
             self.session = Session(self, served.setup, served.host, self._outlets, task, before)
-        except CosmosReasonError:
+        except BaseException:
             self._served = old
             self.session = Session(self, old.setup, old.host, self._outlets, task, before)
             raise
