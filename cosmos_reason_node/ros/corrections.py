@@ -78,8 +78,11 @@ class Corrections:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.path.open("ab+") as file:
+                # A process that died while writing left a line without an end: it must not swallow this one.
+                torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                text = json.dumps(line, ensure_ascii=False) + "\n"
+                file.write(b"\n" * torn + text.encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -88,3 +88,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CosmosReasonError, match="taken") as error:
         corrections.correct("d", Verdict.NO, "", "")
     assert error.value.code is ErrorCode.RECORDING_FAILED
+
+
+def test_a_torn_last_line_does_not_swallow_the_next_one(tmp_path):
+    corrections = Corrections(tmp_path)
+    corrections.add(decision("d", DONE))
+    corrections.path.write_text('{"decision_id": "ol')
+    corrections.correct("d", Verdict.NO, "", "")
+    corrections.correct("d", Verdict.YES, "", "")
+    torn, *whole = corrections.path.read_text().splitlines()
+    assert torn == '{"decision_id": "ol'
+    assert [json.loads(line)["answer"] for line in whole] == ["no", "yes"]
