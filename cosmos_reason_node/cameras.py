@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class _Camera:
     topic: str
     shape: tuple[int, ...] = ()
     last_tick: int | None = None  # of the newest window
+    taken_tick: int | None = None  # of the newest frame that ``arrived`` has given
     fresh_ns: int | None = None  # the earlier of the newest frame's capture and arrival
     arrived_ns: int = 0  # arrival of the newest frame
     ahead_ns: int = 0  # newest frame's capture minus its arrival
@@ -79,6 +81,19 @@ class CameraWindows:
         moved = last_tick is not None and last_tick != camera.last_tick
         camera.last_tick = last_tick
         return last_tick if moved else None
+
+    def arrived(self, name: str, last_tick: int) -> Window:
+        """The frames of the newest window, ending at ``last_tick``, that this has not given before."""
+        camera = self._cameras[name]
+        before, camera.taken_tick = camera.taken_tick, last_tick
+        window = camera.buffer.window(2)
+        assert window is not None  # it has just moved
+        count = len(window.frames)
+        if before is not None and before <= last_tick:
+            count = min(count, last_tick - before)
+        return dataclasses.replace(
+            window, frames=window.frames[-count:], first_tick=last_tick + 1 - count, held=0, asked=count
+        )
 
     def bad_image(self, name: str, reason: str) -> None:
         """An image of ``name`` arrived that cannot be used."""

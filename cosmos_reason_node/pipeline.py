@@ -17,11 +17,11 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from .cameras import CameraWindows
 from .config import Config
 from .engine.base import Done, Event, Failed, Request, Sampling, Token
+from .engine.port import EnginePort
 from .engine.spec import EngineState, EngineStatus
 from .errors import CosmosReasonError, ErrorCode
 from .monitors import MonitorSchedule, Task, monitor_queries
@@ -41,27 +41,6 @@ from .window import WindowBuffer
 # Interactive requests that the engine has at a time; it takes turns between them and one monitor request.
 MAX_QUERIES_RUNNING = 3
 _STARTING = (EngineState.LOADING, EngineState.RESTARTING)
-
-
-class EnginePort(Protocol):
-    """The part of engine.host.EngineHost used here."""
-
-    @property
-    def status(self) -> EngineStatus:
-        """The newest state."""
-        ...
-
-    def submit(self, request: Request, *, priority: bool = False) -> None:
-        """Queue a request; CosmosReasonError ENGINE_NOT_READY or BUSY."""
-        ...
-
-    def observe(self, window: Window) -> None:
-        """Show frames that requests will be about; never blocks."""
-        ...
-
-    def cancel(self, request_id: str, branch: int | None = None) -> bool:
-        """Ask that a request end."""
-        ...
 
 
 @dataclass
@@ -107,7 +86,6 @@ class Pipeline:
         self._ids = itertools.count(1)
         self._cameras = CameraWindows(config, clock)
         self._schedule = MonitorSchedule(self._cameras, config.monitor_stride)
-        self._observed: dict[str, int] = {}  # last tick that the engine was shown, by camera
         self._queue = QueryQueue(config.max_queries)
         self._running: dict[str, _Running] = {}
         self._last_code: dict[tuple[str, int], ErrorCode] = {}
@@ -155,7 +133,8 @@ class Pipeline:
         """A sampled frame was put into its camera's buffer: ask the monitors if the window moved."""
         last_tick = self._cameras.added(frame)
         if last_tick is not None:
-            self._observe(frame.camera, last_tick)
+            if self.config.encode_ahead:
+                self._engine.observe(self._cameras.arrived(frame.camera, last_tick))
             self._schedule.window_moved(frame.camera, last_tick, self._clock())
             if not self._monitors_on():
                 self._schedule.skip(frame.camera)
@@ -171,21 +150,6 @@ class Pipeline:
         self._since_ns = self._clock()
         self._schedule.forget()
         self._drop_monitors()
-
-    def _observe(self, camera: str, last_tick: int) -> None:
-        """Show the engine the pairs that have come since the last time: all windows to come hold them."""
-        before, self._observed[camera] = self._observed.get(camera), last_tick
-        if not self.config.encode_ahead:
-            return
-        window = self._cameras.buffer(camera).window(2)
-        assert window is not None  # it has just moved
-        new = len(window.frames) if before is None or before > last_tick else last_tick - before
-        tail = window.frames[-min(new, len(window.frames)) :]
-        self._engine.observe(
-            dataclasses.replace(
-                window, frames=tail, first_tick=last_tick + 1 - len(tail), held=0, asked=len(tail)
-            )
-        )
 
     # -- what to ask --
 
