@@ -4,6 +4,10 @@
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from training.data.sim.physics.derive import puzzle
 from training.data.sim.physics.run import run_clip
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
+from training.nano import objective as nano_objective
 from training.nano import train as nano_train
 from training.nano.architecture import create
 from training.nano.objective import AnswerObjective, PairObjective
@@ -245,11 +250,71 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, tmp_path, monke
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def in_process(made):
+    """In a process of its own: forking one whose OpenMP threads have run is asking for trouble."""
+    child = multiprocessing.get_context("spawn").Process(target=as_group, args=(made,))
+    child.start()
+    return child
+
+
+def as_group(made):
+    os.setpgrp()  # as a shell does: Ctrl-C reaches the workers, too
+    try:
+        nano_train.train(made)
+    except Interrupted:
+        sys.exit(130)
+
+
+@pytest.mark.parametrize("to_group", [True, False], ids=["ctrl-c", "kill"])
+def test_a_signal_saves_and_the_run_goes_on(data, tmp_path, to_group):
+    made = job(data, tmp_path, processes=2)
+    long = dataclasses.replace(made, vision=dataclasses.replace(RECIPE, steps=100_000))
+    child = in_process(long)
+    log = made.work / "vision" / "log.jsonl"
+    wait(lambda: log.exists() and log.read_text().count("\n") > 2)
+    if to_group:
+        os.killpg(child.pid, signal.SIGINT)
+    else:
+        os.kill(child.pid, signal.SIGTERM)
+    child.join(timeout=120)
+    assert child.exitcode == 130
+    (saved,) = (made.work / "vision" / "checkpoints").glob("step-*")
+    done = int(saved.name.partition("-")[2])
+    assert done >= 3
+    again = in_process(dataclasses.replace(made, vision=dataclasses.replace(RECIPE, steps=done + 1)))
+    again.join(timeout=300)
+    assert again.exitcode == 0
+    assert len((made.work / "vision" / "log.jsonl").read_text().splitlines()) == done + 1
+
+
+def wait(condition, seconds=180.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_rows_of_like_length_together_give_what_all_together_give(world, model, monkeypatch):
+    batch = batch_of(WindowSource(world, dataclasses.replace(DRAWS, episodes=3, clips=3)), 1)
+    assert len(set(batch.rows.lengths.tolist())) > 1
+    objective = AnswerObjective(model, Probes(192))
+    losses, gradients = [], []
+    for rows in (1, 4, 6):
+        monkeypatch.setattr(nano_objective, "_ROWS", rows)
+        objective.zero_grad(set_to_none=True)
+        loss, _ = objective(batch)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.network.model.language_model.layers[0].mlp.up_proj.weight.grad)
+    objective.zero_grad(set_to_none=True)
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-3)
+
+
 def test_two_processes_share_the_work(data, tmp_path):
     made = job(data, tmp_path, processes=2)
-    # In a process of its own: forking one whose OpenMP threads have run is asking for trouble.
-    child = multiprocessing.get_context("spawn").Process(target=nano_train.train, args=(made,))
-    child.start()
+    child = in_process(made)
     child.join(timeout=300)
     assert child.exitcode == 0
     assert trained(made)

@@ -122,21 +122,31 @@ def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path
 
 def test_a_worker_joins_late(base, tmp_path):
     """A run whose workers cannot all be placed at once begins with those that can."""
-    output = tmp_path / "run"
+    output, full = tmp_path / "run", tmp_path / "full"
+    full.touch()
     config = short(
         *base,
         output,
         run={"launcher": "ray"},
         rollout={"workers": 2, "max_staleness": 1},
-        optimizer={"steps": 2},
+        optimizer={"steps": 40},
     )
 
     def occupy():  # defined here: workers cannot import this module
-        time.sleep(5.0)
+        end = time.monotonic() + 600
+        while full.exists() and time.monotonic() < end:
+            time.sleep(0.1)
 
     blocker = ray.remote(occupy).options(num_cpus=5).remote()  # leaves no room for a second worker
-    from training.rl.actors import run_ray
-
-    run_ray(config)
-    ray.cancel(blocker, force=True)
-    assert len(read_log(output)) == 2
+    thread, errors = in_background(config)
+    wait(lambda: len(read_log(output)) >= 2 or not thread.is_alive())
+    early = len(processes("_Worker"))
+    full.unlink()
+    wait(lambda: len(processes("_Worker")) > early or not thread.is_alive())
+    late = len(processes("_Worker"))
+    thread.join(timeout=900)
+    ray.get(blocker, timeout=60)
+    assert not thread.is_alive()
+    assert not errors
+    assert late == early + 1
+    assert len(read_log(output)) == 40

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 WORK = Path("build/nano")
@@ -118,11 +119,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Run one stage."""
+def main() -> int:
+    """Run one stage; 0 when it is done."""
     options = _parser().parse_args()
-    options.run(options)
+
+    from cosmos_reason_node.errors import CosmosReasonError
+    from training.sft.loop import Interrupted, TrainingError
+    from training.sft.store import StoreError
+
+    try:
+        options.run(options)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
+    except (CosmosReasonError, TrainingError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

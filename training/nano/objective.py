@@ -5,7 +5,7 @@
     AnswerObjective    windows -> tower -> packed questions -> language model -> answers, probes
                        temporal patches -> tower -> probes, as before
 
-Most of a window's cost is the tower, so temporal patches that need no gradient are encoded without one.
+Temporal patches that need no gradient are encoded without one; rows of like length are computed together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from training.sft.rows import RowBatch
 
 from .probe import PatchProbe, Probes, ThingProbe
 from .source import GROUPS, PairBatch, WindowBatch
@@ -22,6 +23,7 @@ from .source import GROUPS, PairBatch, WindowBatch
 PROBE_WEIGHT = 0.5
 OPTION_WEIGHT = 1.0
 _FLAG_LAYER = -2  # options are judged one layer before the answer is: it has to look there
+_ROWS = 4  # computed together; windows differ in length, and padding costs as much as tokens
 
 
 class PairObjective(nn.Module):
@@ -86,11 +88,11 @@ class AnswerObjective(nn.Module):
         """Sum of weighted losses, and sums of measures."""
         model, rows = self._model, batch.rows
         features = self._features(batch) if rows.grids else None
-        hidden = model.decode(model.embed(rows.tokens, features), rows.positions, attention_mask=rows.mask)
+        hidden, judging = self._decode(rows, model.embed(rows.tokens, features))
         logits = model.logits(hidden[rows.rows, rows.columns])
         each = F.cross_entropy(logits.float(), rows.labels, reduction="none")
         loss = (each * rows.weights).sum()
-        flags = self.probes.option(self._flags.pop()[batch.ends[:, 0], batch.ends[:, 1]].float())[:, 0]
+        flags = self.probes.option(judging[batch.ends[:, 0], batch.ends[:, 1]].float())[:, 0]
         option_loss = F.binary_cross_entropy_with_logits(flags, batch.fits, reduction="sum") / max(
             len(flags), 1
         )
@@ -109,6 +111,19 @@ class AnswerObjective(nn.Module):
         loss = loss + scale * (OPTION_WEIGHT * option_loss + PROBE_WEIGHT * probe_loss)
         sums = {name: torch.tensor(value * scale) for name, value in measures.items()}
         return loss, sums | {"option_loss": option_loss.detach() * scale} | _right(batch, logits)
+
+    def _decode(self, rows: RowBatch, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) hidden states of the last layer and of the one that judges options; padding is zero."""
+        hidden, judging = torch.zeros_like(embedded), torch.zeros_like(embedded)
+        for group in rows.lengths.argsort().split(_ROWS):
+            end = int(rows.lengths[group].max())
+            hidden[group, :end] = self._model.decode(
+                embedded[group, :end],
+                rows.positions[:, group, :end],
+                attention_mask=rows.mask[group, :, :end, :end],
+            )
+            judging[group, :end] = self._flags.pop()
+        return hidden, judging
 
     def _features(self, batch: WindowBatch) -> Tensor:
         """(N, D) visual tokens of all windows."""

@@ -255,11 +255,12 @@ class WindowSource:
         self._world, self._settings = world, settings
 
     def batches(self, step: int, rank: int, world: int) -> Iterator[WindowBatch]:
-        """One batch; all processes leave the video out in the same steps."""
+        """One batch; in a step, all processes' windows have video or not, and are about equally long."""
         settings = self._settings
         rng = np.random.default_rng([settings.seed, step, rank, 2])
-        video = np.random.default_rng([settings.seed, step, 3]).random() >= settings.no_video_share
-        length = int(rng.choice(settings.lengths, p=settings.length_shares))
+        shared = np.random.default_rng([settings.seed, step, 3])  # or some would wait for the others
+        video = shared.random() >= settings.no_video_share
+        length = int(shared.choice(settings.lengths, p=settings.length_shares))
         windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
         count = settings.pairs // world

@@ -7,9 +7,12 @@ The world is loaded once; the processes, one thread each, are forked off it and 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -19,9 +22,10 @@ from cosmos_reason_node.parent_death import die_with
 from training.data.sim.generate import CLIPS, EPISODES
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.sft.config import OptimizerConfig, RunConfig
-from training.sft.loop import BatchSource, Job
+from training.sft.loop import BatchSource, Interrupted, Job, TrainingError
 from training.sft.loop import train as run_loop
 from training.sft.parallel import Context, join, replicate
+from training.sft.store import StoreError
 
 from .architecture import create, save_weights
 from .objective import AnswerObjective, PairObjective
@@ -30,9 +34,10 @@ from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, Wind
 
 VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
 VISION_DRAWS = DrawSettings(pairs=144)
-ANSWER_RECIPE = OptimizerConfig(steps=1100, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
-ANSWER_DRAWS = DrawSettings(one_sided=350)
+ANSWER_RECIPE = OptimizerConfig(steps=1500, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
+ANSWER_DRAWS = DrawSettings(one_sided=400)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
+_STOPPED = 130  # exit code of a process that a signal ended, as shells have it
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,35 @@ def train(job: TrainJob) -> None:
         work(0, job, episodes, clips)
         return
     arguments = (job, episodes, clips, port, os.getpid())
-    multiprocessing.start_processes(_forked, arguments, nprocs=job.processes, start_method="fork")
+    workers = multiprocessing.start_processes(
+        _forked, arguments, nprocs=job.processes, join=False, start_method="fork"
+    )
+    assert workers is not None  # only with join
+    _wait(workers)
+
+
+def _wait(workers: multiprocessing.ProcessContext) -> None:
+    """Until all have ended. Signals are for the workers, which save and end; this process ends after them."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in workers.processes:
+            process.terminate()  # a terminal sends its own SIGINT to the group: this is another signal
+        signal.signal(number, before[number])  # the second one is fatal
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not workers.join():
+            pass
+    except multiprocessing.ProcessExitedException as error:
+        if error.exit_code in (_STOPPED, -signal.SIGTERM):
+            raise Interrupted("stopped by a signal; what is saved is kept: start again to go on") from None
+        raise TrainingError(
+            f"a worker ended with code {error.exit_code}: the first error above is the cause; start again to "
+            "go on from the last checkpoint"
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _forked(
@@ -86,7 +119,13 @@ def _forked(
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.processes, "LOCAL_WORLD_SIZE": job.processes}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in (place | address).items()})
-    work(rank, job, episodes, clips)
+    try:
+        work(rank, job, episodes, clips)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(_STOPPED)
+    except (TrainingError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> None:

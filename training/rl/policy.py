@@ -23,7 +23,7 @@ from cosmos_reason_node.models.mrope import VideoGrid
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.vision.patchify import patchify
 from training.data.media import WindowSpec
-from training.sft.rows import Branch, RowBatch, pack_rows
+from training.sft.rows import Branch, RowBatch, answer_states, computing, pack_rows
 
 from .advantages import group_advantages
 from .books import Group, Sampled
@@ -195,20 +195,10 @@ class Policy(nn.Module):
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
         """(A,) log probabilities of the labels, (A,) entropies."""
-        model = self._model
-        autocast = self._compute is not torch.float32 and model.dtype is not self._compute
-        with torch.autocast(batch.tokens.device.type, self._compute, enabled=autocast):
-            features = None
-            if batch.grids:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-                    features = model.visual_features(batch.patches, batch.grids)
-            embedded = model.embed(batch.tokens, features)
-            if self.everywhere and not batch.grids:
-                merge = model.spec.patches.merge
-                blank = batch.patches.new_zeros(merge * merge, model.spec.patches.patch_dim)
-                embedded = embedded + 0.0 * model.visual_features(blank, [(1, merge, merge)]).sum()
-            hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
-            chosen = hidden[batch.rows, batch.columns]
+        with computing(self._model, batch, self._compute):
+            chosen = answer_states(
+                self._model, batch, frozen_vision=self._frozen_vision, everywhere=self.everywhere
+            )
             read = [
                 checkpoint(self._read, part, labels, use_reentrant=False)
                 if len(chosen) > _CHUNK and torch.is_grad_enabled()

@@ -61,6 +61,7 @@ class RowBatch:
         labels: (A,) that token.
         weights: (A,) its loss weight.
         prefixes: (B,) length of each row's prefix; its last token is the <|vision_end|> of its last video.
+        lengths: (B,) tokens of each row; the rest is padding.
         samples: questions in the batch.
     """
 
@@ -74,6 +75,7 @@ class RowBatch:
     labels: Tensor
     weights: Tensor
     prefixes: Tensor
+    lengths: Tensor
     samples: int
 
     @property
@@ -143,6 +145,7 @@ def pack_rows(
     places: list[tuple[int, int]] = []
     labels: list[int] = []
     weights: list[float] = []
+    lengths: list[int] = []
     for row, (prefix, grids) in enumerate(zip(prefixes, videos, strict=True)):
         shared = len(prefix)
         prefix_positions, following = spec.positions(prefix, list(grids))
@@ -162,6 +165,7 @@ def pack_rows(
             labels += branch.target
             weights += branch.weights
             start = end
+        lengths.append(start)
     where = torch.tensor(places, dtype=torch.long).view(-1, 2)
     return RowBatch(
         patches=torch.from_numpy(np.concatenate(patches))
@@ -176,8 +180,40 @@ def pack_rows(
         labels=torch.tensor(labels, dtype=torch.long),
         weights=torch.tensor(weights, dtype=torch.float32),
         prefixes=torch.tensor([len(prefix) for prefix in prefixes]),
+        lengths=torch.tensor(lengths),
         samples=sum(len(row) for row in branches),
     )
+
+
+def computing(model: LoadedModel, batch: RowBatch, compute: torch.dtype) -> torch.autocast:
+    """Matrix products in ``compute`` where the network's weights are of another type."""
+    enabled = compute is not torch.float32 and model.dtype is not compute
+    return torch.autocast(batch.tokens.device.type, compute, enabled=enabled)
+
+
+def answer_states(
+    model: LoadedModel, batch: RowBatch, *, frozen_vision: bool = False, everywhere: bool = False
+) -> Tensor:
+    """(A, D) hidden states that predict the answer tokens.
+
+    Args:
+        model: that sees and reads the batch.
+        batch: rows.
+        frozen_vision: no gradients through the vision tower.
+        everywhere: run the tower also where a batch has no video, on an empty picture without weight: where
+            it is sharded, gathering its shards takes all processes.
+    """
+    features = None
+    if batch.grids:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_vision):
+            features = model.visual_features(batch.patches, batch.grids)
+    embedded = model.embed(batch.tokens, features)
+    if everywhere and not batch.grids:
+        merge = model.spec.patches.merge
+        blank = batch.patches.new_zeros(merge * merge, model.spec.patches.patch_dim)
+        embedded = embedded + 0.0 * model.visual_features(blank, [(1, merge, merge)]).sum()
+    hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
+    return hidden[batch.rows, batch.columns]
 
 
 class AnswerLoss(nn.Module):
@@ -197,31 +233,16 @@ class AnswerLoss(nn.Module):
         self._model = model
         self._compute = compute
         self._frozen_vision = frozen_vision
-        self.everywhere = False  # see forward
+        self.everywhere = False  # set where the model is sharded, see answer_states
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum (not mean) of weighted losses, and sums of measures by name.
-
-        With ``everywhere`` (sharded training) the vision tower also runs where a batch has no video, on an
-        empty picture without weight: gathering its shards takes all processes.
-        """
+        """Sum (not mean) of weighted losses, and sums of measures by name."""
         model = self._model
-        with torch.autocast(batch.tokens.device.type, self._compute, enabled=self._autocast()):
-            features = None
-            if batch.grids:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-                    features = model.visual_features(batch.patches, batch.grids)
-            embedded = model.embed(batch.tokens, features)
-            if self.everywhere and not batch.grids:
-                merge = model.spec.patches.merge
-                blank = batch.patches.new_zeros(merge * merge, model.spec.patches.patch_dim)
-                embedded = embedded + 0.0 * model.visual_features(blank, [(1, merge, merge)]).sum()
-            hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
-            logits = model.logits(hidden[batch.rows, batch.columns])
+        with computing(model, batch, self._compute):
+            logits = model.logits(
+                answer_states(model, batch, frozen_vision=self._frozen_vision, everywhere=self.everywhere)
+            )
         each = F.cross_entropy(logits.float(), batch.labels, reduction="none")
         with torch.no_grad():
             right = ((logits.argmax(-1) == batch.labels) * batch.weights).sum()
         return (each * batch.weights).sum(), {"right": right}
-
-    def _autocast(self) -> bool:
-        return self._compute is not torch.float32 and self._model.dtype is not self._compute
