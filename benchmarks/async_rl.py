@@ -35,7 +35,7 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.decision import DEFAULT_MIN_CONFIDENCE
 from cosmos_reason_node.deployment import bundled_model
 from cosmos_reason_node.engine.base import Done, Request, Sampling
-from cosmos_reason_node.engine.loading import _black_window
+from cosmos_reason_node.engine.loading import black_window
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.types import Query, QueryKind
@@ -66,7 +66,7 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
     engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE)
     spec = model.spec
     height, width = spec.frame_size_for(480, 640)
-    window = _black_window(spec.window_frames, height, width, spec.fps)
+    window = black_window(spec.window_frames, height, width, spec.fps)
     patches, grid = patchify(window.pixels(), spec.patches)
     network: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_dir, dtype=model.dtype)
     network = network.to(device).eval()

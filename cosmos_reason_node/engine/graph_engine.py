@@ -21,18 +21,17 @@ from ..models.spec import ModelSpec
 from ..types import ModelInfo, Window
 from ..vision.patchify import patchify
 from .base import Request
-from .batch import Batch, Machine
-from .drafts import Drafts
+from .batch import Batch
 from .grammar import Vocabulary
 from .graph_model import GraphDecoder, GraphModel
 from .graphs import Executor, OnnxExecutor
 from .manifest import PARTS, Manifest, check_files, check_model, engine_name, onnx_name, read_manifest
 from .prefix import PrefixPool
+from .run import FORCED_TOKENS
 from .spec import EngineSpec
 from .torch import TorchEngine
 from .vision_cache import Pair, VisionCache
 
-_FORCED_TOKENS = 64
 _KEPT_PREFIXES = 2
 
 
@@ -128,28 +127,24 @@ class GraphEngine(TorchEngine):
         sizes = manifest.dimensions
         model: Any = GraphModel(directory, manifest, spec, executor)
         decoder: Any = GraphDecoder(manifest, executor)
-        self.model = model
-        self.mrope_time = mrope_time
-        self.min_confidence = min_confidence
-        self.default_think_tokens = default_think_tokens
-        self.context = spec.max_position
-        longest = max(1, min(self.context - _FORCED_TOKENS, sizes.max_prefix))
-        self._max_prompt_tokens = min(max_prompt_tokens or longest, longest)
-        self.vocabulary = Vocabulary(model.tokenizer, sizes.vocabulary)
         self._frame_size = sizes.frame_height, sizes.frame_width
         self._executor: Executor | None = executor
-        masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
         self._features = _Features(executor, model, kept_pairs)
-        self.machine = Machine(
+        self._set_up(
             model,
             decoder,
             self._features,
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
-            {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
-            keep_spare=kept_pairs > 0,
-            drafts=Drafts() if kept_pairs else None,
+            Vocabulary(model.tokenizer, sizes.vocabulary),
+            min(spec.max_position - FORCED_TOKENS, sizes.max_prefix),
+            mrope_time=mrope_time,
+            min_confidence=min_confidence,
+            default_think_tokens=default_think_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            kept_pairs=kept_pairs,
+            drafts=True,
+            fixed=None,
         )
-        self._batches: list[Batch] = []
         engine, device = executor.description
         self._info = ModelInfo(
             model_id=manifest.model_id,

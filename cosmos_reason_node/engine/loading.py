@@ -99,7 +99,7 @@ def _load(spec: EngineSpec) -> Engine:
         engine = load_graph_engine(spec, directory, model_spec)
     frames = model_spec.window_frames if spec.warm_up else model_spec.patches.temporal_patch
     height, width = model_spec.frame_size_for(*_CAMERA_SIZE)
-    _self_test(engine, _black_window(frames, height, width, model_spec.fps))
+    _self_test(engine, black_window(frames, height, width, model_spec.fps))
     return engine
 
 
@@ -118,7 +118,8 @@ def _self_test(engine: Engine, window: Window) -> None:
     raise CosmosReasonError(ErrorCode.ENGINE_FAILED, "the model does not answer its self-test")
 
 
-def _black_window(frames: int, height: int, width: int, fps: float) -> Window:
+def black_window(frames: int, height: int, width: int, fps: float) -> Window:
+    """A window of black frames, for self-tests and benchmarks."""
     period = round(1e9 / fps)
     image = np.zeros((height, width, 3), np.uint8)
     return Window(

@@ -71,33 +71,28 @@ class TorchEngine:
         run_ahead: bool | None = None,
     ) -> None:
         run_ahead = model.device.type == "cuda" if run_ahead is None else run_ahead
-        self.model: LoadedModel | None = model
-        self.mrope_time = mrope_time
-        self.min_confidence = min_confidence
-        self.default_think_tokens = default_think_tokens
-        self.context = model.spec.max_position
-        longest = max(1, self.context - FORCED_TOKENS)
-        self._max_prompt_tokens = min(max_prompt_tokens or longest, longest)
-        self.vocabulary = Vocabulary(model.tokenizer, model.network.lm_head.weight.shape[0])
         decoder = Decoder(model.network, join=kept_pairs > 0)
-        masks = (self.vocabulary.in_text, self.vocabulary.no_end, self.vocabulary.at_answer_start)
         patches = model.spec.patches
 
         def encode(frames: np.ndarray) -> torch.Tensor:
             pixels, grid = patchify(frames, patches)
             return model.visual_features(torch.from_numpy(pixels), [grid])
 
-        self.machine: Machine | None = Machine(
+        self._set_up(
             model,
             decoder,
             VisionCache(encode, patches.temporal_patch, kept_pairs, joint=not kept_pairs),
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0, refresh_every),
-            {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
-            keep_spare=kept_pairs > 0,
-            drafts=Drafts() if drafts and kept_pairs and not run_ahead else None,
+            Vocabulary(model.tokenizer, model.network.lm_head.weight.shape[0]),
+            model.spec.max_position - FORCED_TOKENS,
+            mrope_time=mrope_time,
+            min_confidence=min_confidence,
+            default_think_tokens=default_think_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            kept_pairs=kept_pairs,
+            drafts=drafts and not run_ahead,
             fixed=FixedStep(decoder, model.embed, model.device) if run_ahead else None,
         )
-        self._batches: list[Batch] = []
         device = str(model.device)
         if model.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(model.device)})"
@@ -109,6 +104,44 @@ class TorchEngine:
             device=device,
             dtype=str(model.dtype).removeprefix("torch."),
         )
+
+    def _set_up(
+        self,
+        model: LoadedModel,
+        decoder: Decoder,
+        vision: VisionCache,
+        prefixes: PrefixPool,
+        vocabulary: Vocabulary,
+        longest: int,
+        *,
+        mrope_time: MropeTime,
+        min_confidence: float,
+        default_think_tokens: int,
+        max_prompt_tokens: int,
+        kept_pairs: int,
+        drafts: bool,
+        fixed: FixedStep | None,
+    ) -> None:
+        """All that does not depend on what runs the network; prompts have up to ``longest`` tokens."""
+        self.model: LoadedModel | None = model
+        self.mrope_time = mrope_time
+        self.min_confidence = min_confidence
+        self.default_think_tokens = default_think_tokens
+        self.context = model.spec.max_position
+        self._max_prompt_tokens = min(max_prompt_tokens or max(1, longest), max(1, longest))
+        self.vocabulary = vocabulary
+        masks = (vocabulary.in_text, vocabulary.no_end, vocabulary.at_answer_start)
+        self.machine: Machine | None = Machine(
+            model,
+            decoder,
+            vision,
+            prefixes,
+            {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
+            keep_spare=kept_pairs > 0,
+            drafts=Drafts() if drafts and kept_pairs else None,
+            fixed=fixed,
+        )
+        self._batches: list[Batch] = []
 
     @property
     def info(self) -> ModelInfo:

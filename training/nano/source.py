@@ -60,7 +60,8 @@ class DrawSettings:
 
     Attributes:
         episodes, clips: windows of each a step, over all processes.
-        pairs: single temporal patches for the probes, half of them of each.
+        pairs: single temporal patches for the probes.
+        robot_share: share of those that are of episodes.
         lengths, length_shares: frames of robot windows and how often each is drawn.
         branches: most questions of a window.
         one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
@@ -75,6 +76,7 @@ class DrawSettings:
     episodes: int = 16
     clips: int = 16
     pairs: int = 16
+    robot_share: float = 0.5
     lengths: tuple[int, ...] = (2, 8, 32)
     length_shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     branches: int = 4
@@ -83,6 +85,12 @@ class DrawSettings:
     clip_gradient: float = 0.5
     no_video_share: float = 0.04
     seed: int = 0
+
+    def pair_counts(self, processes: int) -> tuple[int, int]:
+        """Pairs of episodes and of clips that one of the processes draws."""
+        count = self.pairs // processes
+        robot = round(count * self.robot_share)
+        return robot, count - robot
 
 
 @dataclass(frozen=True)
@@ -236,8 +244,7 @@ class PairSource:
     def batches(self, step: int, rank: int, world: int) -> Iterator[PairBatch]:
         """One batch."""
         rng = np.random.default_rng([self._settings.seed, step, rank, 1])
-        count = self._settings.pairs // world
-        yield self._world.pairs(count - count // 2, count // 2, rng)
+        yield self._world.pairs(*self._settings.pair_counts(world), rng)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -263,8 +270,7 @@ class WindowSource:
         length = int(shared.choice(settings.lengths, p=settings.length_shares))
         windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
-        count = settings.pairs // world
-        yield self._pack(windows, video, rng, self._world.pairs(count - count // 2, count // 2, rng))
+        yield self._pack(windows, video, rng, self._world.pairs(*settings.pair_counts(world), rng))
 
     def close(self) -> None:
         """Nothing to do."""

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -35,7 +36,8 @@ from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, Wind
 VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
 VISION_DRAWS = DrawSettings(pairs=144)
 ANSWER_RECIPE = OptimizerConfig(steps=1500, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
-ANSWER_DRAWS = DrawSettings(one_sided=400)
+# The tower is what limits answers about the robot: most pairs are of it.
+ANSWER_DRAWS = DrawSettings(pairs=56, robot_share=0.75, one_sided=400)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 _STOPPED = 130  # exit code of a process that a signal ended, as shells have it
 
@@ -96,7 +98,7 @@ def _wait(workers: multiprocessing.ProcessContext) -> None:
             process.terminate()  # a terminal sends its own SIGINT to the group: this is another signal
         signal.signal(number, before[number])  # the second one is fatal
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         while not workers.join():
             pass
