@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
@@ -20,16 +22,19 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.types import Query, QueryKind
 from tests.unit.nano_files import described
 from tests.unit.sim_files import write_episodes
+from training.data.sample import Span
+from training.data.sim.kinds.object_permanence import hidden_and_back
 from training.data.sim.physics.clip import save_clip
-from training.data.sim.physics.derive import puzzle
+from training.data.sim.physics.derive import puzzle, reverse
 from training.data.sim.physics.run import run_clip
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.nano import objective as nano_objective
 from training.nano import train as nano_train
 from training.nano.architecture import create
-from training.nano.objective import AnswerObjective, PairObjective
-from training.nano.probe import Probes, states_of, things_of
+from training.nano.events import EventProbe, events_of
+from training.nano.objective import AnswerObjective, PairObjective, Probes
+from training.nano.probe import CLASSES, states_of, things_of
 from training.nano.source import (
     GROUPS,
     HELD_OUT_TASKS,
@@ -218,6 +223,36 @@ def test_a_tile_is_asked_for_its_place():
     assert things.tile.tolist() == [2, 0, 3, 1]
     assert things.whole.tolist() == [0.0] * 4
     assert len(things.kind) == 0
+
+
+def test_events_say_what_vanished_and_which_way_time_runs():
+    def shown(clip, first, last):
+        return clip, Span(first, last - first + 1), lambda points: points
+
+    clips = (run_clip(seed, scene="hide") for seed in range(100))
+    clip, back = next(
+        (clip, hidden)
+        for clip in clips
+        if (hidden := hidden_and_back(clip, Span(0, clip.length))) and not clip.present[-1, hidden].all()
+    )
+    events = events_of([shown(clip, 0, clip.length - 1), shown(reverse(clip), 0, 3)])
+    vanished = {str(clip.names[i]) for i in back if not clip.present[-1, i]}
+    assert {CLASSES[i] for i in events.gone[0].nonzero()[:, 0]} == vanished
+    assert not (events.gone > events.shown).any()
+    assert events.backward.tolist() == [-1.0, 1.0]
+    tiles = puzzle(
+        run_clip(1, scene="room").frames[0], np.array([2, 0, 3, 1]), seed=1, split="train", scene="room"
+    )
+    events = events_of([shown(tiles, 0, 7)])
+    assert events.tiles.tolist() == [[2, 0, 3, 1]]
+    assert events.whole.tolist() == [0.0]
+    probe = EventProbe(8)
+    for parameter in probe.parameters():
+        nn.init.zeros_(parameter)  # guesses evenly
+    loss, measures = probe(torch.zeros(1, 8), events)
+    loss.backward()
+    assert measures["time_right"] == 0.0
+    assert loss.item() == pytest.approx(math.log(4))
 
 
 def job(data, work, processes=1):

@@ -17,13 +17,40 @@ from torch import Tensor, nn
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from training.sft.rows import RowBatch
 
-from .probe import PatchProbe, Probes, ThingProbe
+from .events import EventProbe
+from .probe import PatchProbe, StateProbe, ThingProbe
 from .source import GROUPS, PairBatch, WindowBatch
 
 PROBE_WEIGHT = 0.5
 OPTION_WEIGHT = 1.0
 _FLAG_LAYER = -2  # options are judged one layer before the answer is: it has to look there
+_OF_WINDOWS = tuple(
+    f"window_{name}"
+    for name in ("probe", "openness_error", "placed", "tiles_right", "time_right", "gone_found", "place_loss")
+)
 _ROWS = 4  # computed together; windows differ in length, and padding costs as much as tokens
+
+
+class Probes(nn.Module):
+    """The places where truth is read off.
+
+    ``patch``, ``thing``: a temporal patch's visual tokens, of an episode and of a clip. ``window``,
+    ``events``: the language model at <|vision_end|>, which teaches it to find the newest moment of an
+    episode's window, and what happened in a clip's, before any question is asked. ``option``: the language
+    model at the end of each option: is it right? An answer's letter can then be looked up there; from letters
+    alone it does not learn to compare options to the video.
+
+    Args:
+        hidden: D.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.patch = PatchProbe(hidden)
+        self.thing = ThingProbe(hidden)
+        self.window = StateProbe(hidden)
+        self.events = EventProbe(hidden)
+        self.option = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))
 
 
 class PairObjective(nn.Module):
@@ -99,14 +126,16 @@ class AnswerObjective(nn.Module):
         probe_loss, measures = pair_loss(model, self.probes.patch, self.probes.thing, batch.pairs)
         if features is not None:
             robot = len(batch.states.scene)
-            summary = hidden[torch.arange(robot), rows.prefixes[:robot] - 1]
-            window_loss, found = self.probes.window(summary, batch.states)
-            probe_loss = probe_loss + window_loss
-            measures |= {f"window_{name}": value for name, value in found.items()}
+            summary = hidden[torch.arange(len(rows.prefixes)), rows.prefixes - 1]
+            window_loss, found = self.probes.window(summary[:robot], batch.states)
+            event_loss, happened = self.probes.events(summary[robot:], batch.events)
+            probe_loss = probe_loss + window_loss + event_loss
+            measures |= {f"window_{name}": value for name, value in (found | happened).items()}
         else:
-            # Averaging gradients over processes wants one of every parameter.
-            probe_loss = probe_loss + 0.0 * sum(p.sum() for p in self.probes.window.parameters())
-            measures |= dict.fromkeys(("window_probe", "window_openness_error", "window_placed"), 0.0)
+            # Averaging gradients over processes wants one of every parameter, and sums want the same names.
+            unused = (*self.probes.window.parameters(), *self.probes.events.parameters())
+            probe_loss = probe_loss + 0.0 * sum(p.sum() for p in unused)
+            measures |= dict.fromkeys(_OF_WINDOWS, 0.0)
         scale = rows.weight  # the loop divides by it
         loss = loss + scale * (OPTION_WEIGHT * option_loss + PROBE_WEIGHT * probe_loss)
         sums = {name: torch.tensor(value * scale) for name, value in measures.items()}

@@ -32,10 +32,10 @@ _PER_SCENE = 1 + _SKILLS * 4  # openness; per skill: in place, gap (x, y, z)
 _GAP_SCALE_M = 0.15
 _GLANCES = 6
 _POINTS = 2  # hand, handle
-_CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 _PER_CLASS = 6  # is it here; x, y within the cell; its motion since the frame before, x, y; its lean
 _MOTION_SCALE = 0.05  # of the frame's side
-_SEEN = 0.5
+SEEN = 0.5
 Points = Callable[
     [np.ndarray], np.ndarray
 ]  # (N, 2) shares of width and height to where an augmentation puts them
@@ -116,10 +116,10 @@ def things_of(moments: Sequence[tuple[Clip, int, Points | None]]) -> Things:
         if points is None:
             continue
         for i in named(clip):
-            if clip.names[i] in _CLASSES and clip.present[first + 1, i] and clip.seen[first + 1, i] >= _SEEN:
+            if clip.names[i] in CLASSES and clip.present[first + 1, i] and clip.seen[first + 1, i] >= SEEN:
                 before, now = points(clip.pixel[first : first + 2, i] / clip.frames.shape[1])
                 motion = (now - before) / _MOTION_SCALE
-                kind = _CLASSES.index(str(clip.names[i]))
+                kind = CLASSES.index(str(clip.names[i]))
                 rows.append((number, kind, *now, *motion, float(clip.up[first + 1, i])))
     table = torch.tensor(rows, dtype=torch.float32).view(-1, 7)
     places = torch.tensor(tile)
@@ -232,7 +232,7 @@ class ThingProbe(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
-        self.cell = nn.Linear(hidden, len(_CLASSES) * _PER_CLASS)
+        self.cell = nn.Linear(hidden, len(CLASSES) * _PER_CLASS)
         self.tile = nn.Linear(hidden, len(PLACES))
 
     def forward(self, tokens: Tensor, things: Things) -> tuple[Tensor, dict[str, float]]:
@@ -244,7 +244,7 @@ class ThingProbe(nn.Module):
         """
         tokens = self.norm(tokens.float())
         side = math.isqrt(tokens.shape[1])
-        read = self.cell(tokens).unflatten(-1, (len(_CLASSES), _PER_CLASS))
+        read = self.cell(tokens).unflatten(-1, (len(CLASSES), _PER_CLASS))
         cell = (things.point * side).floor()
         seen = ((cell >= 0) & (cell < side)).all(-1)
         index = (cell[:, 1] * side + cell[:, 0]).long()[seen]
@@ -268,23 +268,3 @@ class ThingProbe(nn.Module):
                 "tile_placed": (guess.argmax(-1) == things.tile)[placed].float().mean().item(),
             }
         return here_loss + 2.0 * details + tile_loss, {k: v if v == v else 0.0 for k, v in measures.items()}
-
-
-class Probes(nn.Module):
-    """The places where truth is read off.
-
-    ``patch``, ``thing``: a temporal patch's visual tokens, of an episode and of a clip. ``window``: the
-    language model at <|vision_end|>, which teaches it to find the newest moment of a window before any
-    question is asked. ``option``: the language model at the end of each option: is it right? An answer's
-    letter can then be looked up there; from letters alone it does not learn to compare options to the video.
-
-    Args:
-        hidden: D.
-    """
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.patch = PatchProbe(hidden)
-        self.thing = ThingProbe(hidden)
-        self.window = StateProbe(hidden)
-        self.option = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))

@@ -30,6 +30,7 @@ from training.data.sim.windows import ClipStore, EpisodeStore
 from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
+from .events import Events, events_of
 from .probe import States, Things, states_of, things_of
 
 # Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
@@ -133,6 +134,7 @@ class WindowBatch:
         rows: packed; episodes first, then clips.
         learn: (P,) bool, which temporal patches gradients flow through.
         states: of the last moments of the episodes' windows.
+        events: of the clips' windows.
         branch: (V,) of each verdict token: which question it belongs to.
         verdict: (V,) where it is among the answer tokens.
         group: (Q,) of each question: index into GROUPS.
@@ -145,6 +147,7 @@ class WindowBatch:
     rows: RowBatch
     learn: Tensor
     states: States
+    events: Events
     branch: Tensor
     verdict: Tensor
     group: Tensor
@@ -222,12 +225,13 @@ def _moment(clip: Clip, rng: np.random.Generator) -> tuple[Clip, int]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A window: its patches, its questions, and the last moment of an episode's."""
+    """A window: its patches, its questions, the last moment of an episode's, or the clip as it is shown."""
 
     patches: np.ndarray
     samples: Sequence[Sample]
     learn: np.ndarray
     place: Any = None
+    happened: Any = None
 
 
 class PairSource:
@@ -302,13 +306,15 @@ class WindowSource:
             if samples:
                 break
         frames = clip.frames[span.first : span.last + 1]
+        change = Augmentation(frames.shape[1:3], rng, hue=False)
         if clip.variant != "puzzle":
-            frames = Augmentation(frames.shape[1:3], rng, hue=False).frames(frames)
+            frames = change.frames(frames)
         order = [samples[i] for i in rng.permutation(len(samples))]
         order.sort(key=lambda sample: sample.group not in kinds.INTUITIVE_PHYSICS)
         learn = rng.random(span.length // 2) < self._settings.clip_gradient
         learn[rng.integers(len(learn))] = True
-        return _Asked(self._world.cut(np.ascontiguousarray(frames)), order[: self._settings.branches], learn)
+        shown = self._world.cut(np.ascontiguousarray(frames))
+        return _Asked(shown, order[: self._settings.branches], learn, happened=(clip, span, change.points))
 
     def _pack(
         self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch
@@ -338,6 +344,7 @@ class WindowSource:
             rows,
             torch.from_numpy(learn),
             states_of(places, HELD_OUT_TASKS),
+            events_of([w.happened for w in windows if w.happened is not None]),
             owner,
             verdict,
             torch.tensor([GROUPS.index(sample.group or _OF_QUERY[sample.query.kind]) for sample, _ in flat]),
