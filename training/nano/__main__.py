@@ -49,14 +49,20 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from .source import HELD_OUT_TEXTS
 
-    report = WORK / "eval"
-    asked = ["--model", str(options.model), "--bench", "sim", "--out", str(report), "--stage", "sft"]
-    asked += ["--windows", str(options.windows), "--data"]
-    asked += [str(WORK / folder / "held_out") for folder in ("episodes", "clips")]
-    code = evaluate([*asked, "--held-out-tasks", *sorted(HELD_OUT_TEXTS)])
-    code = code or evaluate(
-        ["export", str(report / "letter.json"), "--out", str(options.model / "eval.json")]
-    )
+    data = [str(WORK / folder / "held_out") for folder in ("episodes", "clips")]
+    asked = ["--bench", "sim", "--windows", str(options.windows), "--data", *data]
+    asked += ["--held-out-tasks", *sorted(HELD_OUT_TEXTS)]
+    base, trained = WORK / "eval-untrained", WORK / "eval"
+    _untrained(WORK / "untrained")
+    for model, stage, report, more in (
+        (WORK / "untrained", "base", base, ["--no-blind", "--permutations", "1"]),
+        (options.model, "sft", trained, []),
+    ):
+        code = evaluate(["--model", str(model), "--stage", stage, "--out", str(report), *asked, *more])
+        if code:
+            raise SystemExit(code)
+    reports = [str(report / "letter.json") for report in (base, trained)]
+    code = evaluate(["export", *reports, "--out", str(options.model / "eval.json")])
     if code:
         raise SystemExit(code)
 
@@ -71,11 +77,15 @@ def _clip(options: argparse.Namespace) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
+    _untrained(options.out)
+    print(f"wrote {options.out}")
+
+
+def _untrained(directory: Path) -> None:
     from .architecture import create, describe, save_weights
 
-    describe(options.out)
-    save_weights(create(options.out), options.out)
-    print(f"wrote {options.out}")
+    describe(directory)
+    save_weights(create(directory), directory)
 
 
 def _parser() -> argparse.ArgumentParser:
