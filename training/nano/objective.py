@@ -10,6 +10,8 @@ Temporal patches that need no gradient are encoded without one; rows of like len
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,9 @@ from .source import GROUPS, PairBatch, WindowBatch
 
 PROBE_WEIGHT = 0.5
 OPTION_WEIGHT = 1.0
-_FLAG_LAYER = -2  # options are judged one layer before the answer is: it has to look there
+# What is put together in one layer can be looked up in the next: first what the window shows, then which
+# option that fits, then the answer.
+_SUMMARY_LAYER, _OPTION_LAYER = 1, 2
 _OF_WINDOWS = tuple(
     f"window_{name}"
     for name in ("probe", "openness_error", "placed", "tiles_right", "time_right", "gone_found", "place_loss")
@@ -105,17 +109,21 @@ class AnswerObjective(nn.Module):
         self.network: nn.Module = model.network
         self.probes = probes
         self._model = model
-        self._flags: list[Tensor] = []
-        model.network.model.language_model.layers[_FLAG_LAYER].register_forward_hook(self._keep)
+        self._kept: dict[int, Tensor] = {}
+        for layer in (_SUMMARY_LAYER, _OPTION_LAYER):
+            keep = functools.partial(self._keep, layer)
+            model.network.model.language_model.layers[layer].register_forward_hook(keep)
 
-    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self._flags = [output if isinstance(output, Tensor) else output[0]]
+    def _keep(
+        self, layer: int, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
+    ) -> None:
+        self._kept[layer] = output if isinstance(output, Tensor) else output[0]
 
     def forward(self, batch: WindowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of weighted losses, and sums of measures."""
         model, rows = self._model, batch.rows
         features = self._features(batch) if rows.grids else None
-        hidden, judging = self._decode(rows, model.embed(rows.tokens, features))
+        hidden, seen, judging = self._decode(rows, model.embed(rows.tokens, features))
         logits = model.logits(hidden[rows.rows, rows.columns])
         each = F.cross_entropy(logits.float(), rows.labels, reduction="none")
         loss = (each * rows.weights).sum()
@@ -126,7 +134,7 @@ class AnswerObjective(nn.Module):
         probe_loss, measures = pair_loss(model, self.probes.patch, self.probes.thing, batch.pairs)
         if features is not None:
             robot = len(batch.states.scene)
-            summary = hidden[torch.arange(len(rows.prefixes)), rows.prefixes - 1]
+            summary = seen[torch.arange(len(rows.prefixes)), rows.prefixes - 1]
             window_loss, found = self.probes.window(summary[:robot], batch.states)
             event_loss, happened = self.probes.events(summary[robot:], batch.events)
             probe_loss = probe_loss + window_loss + event_loss
@@ -141,18 +149,20 @@ class AnswerObjective(nn.Module):
         sums = {name: torch.tensor(value * scale) for name, value in measures.items()}
         return loss, sums | {"option_loss": option_loss.detach() * scale} | _right(batch, logits)
 
-    def _decode(self, rows: RowBatch, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D) hidden states of the last layer and of the one that judges options; padding is zero."""
-        hidden, judging = torch.zeros_like(embedded), torch.zeros_like(embedded)
+    def _decode(self, rows: RowBatch, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) hidden states of the last layer, of the summary and of the options; padding is zero."""
+        states = tuple(torch.zeros_like(embedded) for _ in range(3))
         for group in rows.lengths.argsort().split(_ROWS):
             end = int(rows.lengths[group].max())
-            hidden[group, :end] = self._model.decode(
+            last = self._model.decode(
                 embedded[group, :end],
                 rows.positions[:, group, :end],
                 attention_mask=rows.mask[group, :, :end, :end],
             )
-            judging[group, :end] = self._flags.pop()
-        return hidden, judging
+            parts = last, self._kept.pop(_SUMMARY_LAYER), self._kept.pop(_OPTION_LAYER)
+            for whole, part in zip(states, parts, strict=True):
+                whole[group, :end] = part
+        return states[0], states[1], states[2]
 
     def _features(self, batch: WindowBatch) -> Tensor:
         """(N, D) visual tokens of all windows."""

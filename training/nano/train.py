@@ -34,7 +34,7 @@ from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, Wind
 
 VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
 VISION_DRAWS = DrawSettings(pairs=144)
-ANSWER_RECIPE = OptimizerConfig(steps=1500, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
+ANSWER_RECIPE = OptimizerConfig(steps=2000, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
 # The tower is what limits answers about the robot: most pairs are of it.
 ANSWER_DRAWS = DrawSettings(pairs=56, robot_share=0.75, one_sided=400)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
