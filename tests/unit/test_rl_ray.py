@@ -123,7 +123,6 @@ def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path
 def test_a_worker_joins_late(base, tmp_path):
     """A run whose workers cannot all be placed at once begins with those that can."""
     output, full = tmp_path / "run", tmp_path / "full"
-    full.touch()
     config = short(
         *base,
         output,
@@ -133,11 +132,13 @@ def test_a_worker_joins_late(base, tmp_path):
     )
 
     def occupy():  # defined here: workers cannot import this module
+        full.touch()
         end = time.monotonic() + 600
         while full.exists() and time.monotonic() < end:
             time.sleep(0.1)
 
     blocker = ray.remote(occupy).options(num_cpus=5).remote()  # leaves no room for a second worker
+    wait(full.exists)
     thread, errors = in_background(config)
     wait(lambda: len(read_log(output)) >= 2 or not thread.is_alive())
     early = {process.pid for process in processes("_Worker")}
