@@ -8,7 +8,8 @@
                             last checkpoint
 
 Any of them may be killed at any time. Workers join late: the driver starts as many as the configuration says
-whenever the cluster has room for them.
+whenever the cluster has room for them. One of each role is placed before the others, so that a cluster that
+is too small for all of them is slow, not stuck.
 """
 
 from __future__ import annotations
@@ -187,8 +188,9 @@ class _Keeper:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="keeper", daemon=True)
         rollout = config.rollout
-        self._wanted = [("rollout", i) for i in range(rollout.workers)]
-        self._wanted += [("reward", i) for i in range(rollout.reward_workers)]
+        self._wanted = [("rollout", 0), ("reward", 0)]
+        self._others = [("rollout", i) for i in range(1, rollout.workers)]
+        self._others += [("reward", i) for i in range(1, rollout.reward_workers)]
         self._running: dict[tuple[str, int], tuple[Any, Any, str, float]] = {}
         self._lives: dict[tuple[str, int], int] = {}
         self._not_before: dict[tuple[str, int], float] = {}
@@ -221,6 +223,9 @@ class _Keeper:
                 if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
                     self._begin(key)
             try:
+                if self._others and self._books.report()["version"] >= 0:  # the trainer has its place
+                    self._wanted += self._others
+                    self._others = []
                 self._bury()
             except BooksError as error:
                 print(f"{error}; tried again", flush=True)
