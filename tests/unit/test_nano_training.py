@@ -46,7 +46,7 @@ from training.nano.source import (
 )
 from training.nano.train import TrainJob
 from training.sft.config import OptimizerConfig
-from training.sft.loop import Interrupted
+from training.sft.loop import Interrupted, TrainingError
 
 DRAWS = DrawSettings(
     episodes=2, clips=2, pairs=4, lengths=(2, 4), length_shares=(0.5, 0.5), branches=3, no_video_share=0.0
@@ -320,6 +320,26 @@ def test_a_signal_saves_and_the_run_goes_on(data, tmp_path, to_group):
     again.join(timeout=300)
     assert again.exitcode == 0
     assert len((made.work / "vision" / "log.jsonl").read_text().splitlines()) == done + 1
+
+
+def test_a_killed_worker_ends_the_run_with_a_reason():
+    workers = multiprocessing.get_context("spawn").Process(target=watch_one_die)
+    workers.start()
+    workers.join(timeout=120)
+    assert workers.exitcode == 0
+
+
+def watch_one_die():
+    made = torch.multiprocessing.start_processes(die_or_stay, nprocs=2, join=False, start_method="fork")
+    with pytest.raises(TrainingError, match="most likely for memory"):
+        nano_train._wait(made)
+    assert not any(process.is_alive() for process in made.processes)
+
+
+def die_or_stay(rank):
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
 
 
 def wait(condition, seconds=180.0):

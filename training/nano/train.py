@@ -104,9 +104,10 @@ def _wait(workers: multiprocessing.ProcessContext) -> None:
     except multiprocessing.ProcessExitedException as error:
         if error.exit_code in (_STOPPED, -signal.SIGTERM):
             raise Interrupted("stopped by a signal; what is saved is kept: start again to go on") from None
+        killed = error.exit_code == -signal.SIGKILL
+        cause = "was killed, most likely for memory" if killed else f"ended with code {error.exit_code}"
         raise TrainingError(
-            f"a worker ended with code {error.exit_code}: the first error above is the cause; start again to "
-            "go on from the last checkpoint"
+            f"a worker {cause}: see what is printed above; start again to go on from the last checkpoint"
         ) from None
     finally:
         for number, handler in before.items():
