@@ -258,7 +258,9 @@ def test_events_say_what_vanished_and_which_way_time_runs():
 def job(data, work, processes=1):
     (work / "model").mkdir(parents=True)
     described(work / "model")
-    return TrainJob(data, work / "work", work / "model", RECIPE, RECIPE, DRAWS, DRAWS, processes)
+    stages = {"vision": RECIPE, "answers": RECIPE, "finish": RECIPE}
+    draws = dict.fromkeys(("vision_draws", "answer_draws", "finish_draws"), DRAWS)
+    return TrainJob(data, work / "work", work / "model", **stages, **draws, processes=processes)
 
 
 def trained(made):
@@ -375,4 +377,5 @@ def test_two_processes_share_the_work(data, tmp_path):
     assert trained(made)
     log = (made.work / "answers" / "log.jsonl").read_text().splitlines()
     assert len(log) == RECIPE.steps
+    assert len((made.work / "finish" / "log.jsonl").read_text().splitlines()) == RECIPE.steps
     assert json.loads(log[0])["samples"] > 4

@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
-from training.data.sim.episode import GALLERY_SEED, HELD_OUT_SEED, load_episode
+from training.data.sim.episode import GALLERY_SEED, HELD_OUT_SEED, load_episode, run_episode, task_of
 from training.data.sim.generate import CLIPS, EPISODES, Counts, generate, path_of
 from training.data.sim.physics.clip import load_clip
 
@@ -30,3 +30,15 @@ def test_an_interrupted_run_goes_on_and_makes_the_same(tmp_path):
     assert (load_clip(lost).frames == before).all()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert load_episode(path_of(tmp_path, EPISODES, HELD_OUT_SEED)).split == "held_out"
+
+
+def test_training_episodes_of_tasks_left_out_are_not_made(tmp_path):
+    left_out = task_of(0)
+    assert run_episode(0, sample=False).task == left_out
+    counts = Counts(episodes=3, galleries=0, held_out_episodes=1, clips=0, held_out_clips=0)
+    kept = [seed for seed in range(3) if task_of(seed) != left_out]
+    assert len(kept) < 3
+    for made in (len(kept) + 1, 0):
+        assert generate(tmp_path, counts, processes=1, without={left_out}) == made
+    assert sorted(path.name for path in tmp_path.glob("episodes/train/*")) == [f"{s:07}.npz" for s in kept]
+    assert path_of(tmp_path, EPISODES, HELD_OUT_SEED).exists()  # evaluated, whatever it is about

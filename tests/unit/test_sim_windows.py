@@ -35,6 +35,15 @@ def test_draws_do_not_favour_frequent_states(store):
     assert seen[Phase.REACH] + seen[Phase.ACT] > 60
 
 
+def test_scenes_are_drawn_by_their_shares(tmp_path):
+    for seed, name in enumerate(("drawer", "window")):
+        save_episode(tmp_path, made_up(BY_NAME[name], seed))
+    store = EpisodeStore(tmp_path / "train")
+    rng = np.random.default_rng(0)
+    seen = collections.Counter(store.draw(2, rng, {"window": 3.0}).episode.scene for _ in range(400))
+    assert seen["window"] / 400 == pytest.approx(0.75, abs=0.07)
+
+
 def test_windows_that_do_not_fit_are_not_drawn(store):
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -24,13 +24,16 @@ CLIP_SEED = 1_900_004
 def _generate(options: argparse.Namespace) -> None:
     from training.data.sim.generate import Counts, generate
 
+    from .source import HELD_OUT_TASKS
+
     counts = Counts(options.train, options.galleries, options.held_out, options.clips, options.held_out_clips)
-    print(f"{generate(WORK, counts, options.processes)} files made, in {WORK}/episodes and {WORK}/clips")
+    made = generate(WORK, counts, options.processes, HELD_OUT_TASKS)
+    print(f"{made} files made, in {WORK}/episodes and {WORK}/clips")
 
 
 def _train(options: argparse.Namespace) -> None:
     from .architecture import describe
-    from .train import ANSWER_RECIPE, VISION_RECIPE, TrainJob, train
+    from .train import ANSWER_RECIPE, FINISH_RECIPE, VISION_RECIPE, TrainJob, train
 
     describe(options.out)
     job = TrainJob(
@@ -39,6 +42,7 @@ def _train(options: argparse.Namespace) -> None:
         output=options.out,
         vision=dataclasses.replace(VISION_RECIPE, steps=options.vision_steps or VISION_RECIPE.steps),
         answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
+        finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
         processes=options.processes,
     )
     train(job)
@@ -98,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
 
     generate = stages.add_parser("generate", help="simulate episodes and clips")
-    generate.add_argument("--train", type=int, default=1600, help="episodes of the robot arm")
-    generate.add_argument("--galleries", type=int, default=1300, help="the same, of many looks each")
+    generate.add_argument("--train", type=int, default=3200, help="seeds of episodes of the robot arm")
+    generate.add_argument("--galleries", type=int, default=1770, help="the same, of many looks each")
     generate.add_argument("--held-out", type=int, default=320, help="the same, of the held-out split")
     generate.add_argument("--clips", type=int, default=6000, help="clips of table-top physics")
     generate.add_argument("--held-out-clips", type=int, default=600, help="the same, of the held-out split")
@@ -110,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, default=WORK / "model", help="directory of the finished model")
     train.add_argument("--vision-steps", type=int, default=0, help="steps of the first stage (0: default)")
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
+    train.add_argument("--finish-steps", type=int, default=0, help="steps of the third stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
 

@@ -9,8 +9,8 @@ Everything follows from (seed, step, rank), so that a resumed run sees what it w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ class DrawSettings:
         episodes, clips: windows of each a step, over all processes.
         pairs: single temporal patches for the probes.
         robot_share: share of those that are of episodes.
+        scene_shares: how often moments of a scene are drawn, relative to 1 for those not named.
         lengths, length_shares: frames of robot windows and how often each is drawn.
         branches: most questions of a window.
         one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
@@ -78,6 +79,7 @@ class DrawSettings:
     clips: int = 16
     pairs: int = 16
     robot_share: float = 0.5
+    scene_shares: Mapping[str, float] = field(default_factory=dict)
     lengths: tuple[int, ...] = (2, 8, 32)
     length_shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     branches: int = 4
@@ -193,11 +195,12 @@ class World:
         patches, grid = patchify(frames, self.spec.patches)
         return patches.reshape(grid[0], -1, patches.shape[-1])
 
-    def pairs(self, robot: int, physics: int, rng: np.random.Generator) -> PairBatch:
-        """``robot`` moments of episodes and ``physics`` moments of clips."""
+    def pairs(self, settings: DrawSettings, processes: int, rng: np.random.Generator) -> PairBatch:
+        """The moments of episodes and of clips that one of the processes draws."""
+        robot, physics = settings.pair_counts(processes)
         patches, points, places, moments = [], [], [], []
         for _ in range(robot):
-            drawn = self.episodes.draw(2, rng)
+            drawn = self.episodes.draw(2, rng, settings.scene_shares)
             change = Augmentation(drawn.frames().shape[1:3], rng)
             patches.append(self.cut(change.frames(drawn.frames())))
             points.append(change.points(drawn.points()))
@@ -248,7 +251,7 @@ class PairSource:
     def batches(self, step: int, rank: int, world: int) -> Iterator[PairBatch]:
         """One batch."""
         rng = np.random.default_rng([self._settings.seed, step, rank, 1])
-        yield self._world.pairs(*self._settings.pair_counts(world), rng)
+        yield self._world.pairs(self._settings, world, rng)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -274,7 +277,7 @@ class WindowSource:
         length = int(shared.choice(settings.lengths, p=settings.length_shares))
         windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
-        yield self._pack(windows, video, rng, self._world.pairs(*settings.pair_counts(world), rng))
+        yield self._pack(windows, video, rng, self._world.pairs(settings, world, rng))
 
     def close(self) -> None:
         """Nothing to do."""
@@ -282,7 +285,7 @@ class WindowSource:
     def _episode(self, length: int, step: int, rng: np.random.Generator) -> _Asked:
         """The answer is about the last moment, so gradients flow through its pair of frames alone."""
         for _ in range(_TRIES):
-            drawn = self._world.episodes.draw(length, rng)
+            drawn = self._world.episodes.draw(length, rng, self._settings.scene_shares)
             samples = [
                 s for s in questions(drawn.episode, drawn.span, rng) if not _mentions_held_out(s.query)
             ]

@@ -21,7 +21,7 @@ from cosmos_reason_node.vision.resize import resize
 
 from .look import Split
 from .motion import PLANS, Controller, make_plan, rest_position
-from .scenes import BY_NAME, SCENES
+from .scenes import BY_NAME, SCENES, Scene, Skill
 from .simulator import Simulator, State
 
 CAMERA_FPS = 20
@@ -95,8 +95,7 @@ def run_episode(
     """
     rng = np.random.default_rng(seed)
     split = split_of(seed)
-    scene = BY_NAME[scene_name] if scene_name else SCENES[rng.integers(len(SCENES))]
-    skill = scene.skills[skill_index if skill_index >= 0 else rng.integers(len(scene.skills))]
+    scene, skill = _scene_and_skill(rng, scene_name, skill_index)
     drawn = str(rng.choice(list(PLANS), p=np.array(list(PLANS.values())) / sum(PLANS.values())))
     plan_name = plan_name or drawn
     start = _start_openness(rng, skill.opens, plan_name)
@@ -141,6 +140,19 @@ def run_episode(
         points=np.array(points, np.float32).reshape(-1, 2, 2),
         gallery=gallery,
     )
+
+
+def _scene_and_skill(
+    rng: np.random.Generator, scene_name: str = "", skill_index: int = -1
+) -> tuple[Scene, Skill]:
+    """The first things drawn for an episode."""
+    scene = BY_NAME[scene_name] if scene_name else SCENES[rng.integers(len(SCENES))]
+    return scene, scene.skills[skill_index if skill_index >= 0 else rng.integers(len(scene.skills))]
+
+
+def task_of(seed: int) -> str:
+    """The task that the episode of ``seed`` is about, without running it."""
+    return _scene_and_skill(np.random.default_rng(seed))[1].task
 
 
 def _start_openness(rng: np.random.Generator, opens: bool, plan_name: str) -> float:

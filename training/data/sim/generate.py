@@ -6,10 +6,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode, split_of
+from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode, split_of, task_of
 from .physics.clip import clip_path, save_clip
 from .physics.run import run_clip
 
@@ -21,8 +22,8 @@ class Counts:
     """How many there shall be.
 
     Attributes:
-        episodes, held_out_episodes: of the robot arm.
-        galleries: training episodes of many looks (see episode.py).
+        episodes, held_out_episodes: seeds for the robot arm.
+        galleries: seeds of training episodes of many looks (see episode.py).
         clips, held_out_clips: of table-top physics.
     """
 
@@ -63,23 +64,32 @@ def make(job: tuple[Path, str, int]) -> None:
         save_clip(root / CLIPS, run_clip(seed))
 
 
+def _passed_over(folder: str, seed: int, without: Collection[str]) -> bool:
+    return folder == EPISODES and split_of(seed) == "train" and task_of(seed) in without
+
+
 def _quiet_worker() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["LP_NUM_THREADS"] = "1"  # the software rasteriser's own threads
 
 
-def generate(root: Path, counts: Counts, processes: int) -> int:
+def generate(root: Path, counts: Counts, processes: int, without: Collection[str] = ()) -> int:
     """Make what is missing.
 
     Args:
         root: data directory; gets episodes/ and clips/, each with train/ and held_out/.
         counts: how many of each sort.
         processes: worker processes.
+        without: tasks of which no training episode is made; their seeds are passed over.
 
     Returns:
         Number of files made now.
     """
-    jobs = [(root, *seed) for seed in counts.seeds() if not path_of(root, *seed).exists()]
+    jobs = [
+        (root, folder, seed)
+        for folder, seed in counts.seeds()
+        if not path_of(root, folder, seed).exists() and not _passed_over(folder, seed, without)
+    ]
     started, done = time.monotonic(), 0
     _quiet_worker()
     with multiprocessing.get_context("spawn").Pool(processes, _quiet_worker) as pool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +88,15 @@ class EpisodeStore:
                 if now is not None:
                     index.setdefault((episode.scene, skill_index, now), []).append((number, last))
 
-    def draw(self, length: int, rng: np.random.Generator) -> Drawn:
-        """A window of ``length`` frames."""
+    def draw(self, length: int, rng: np.random.Generator, shares: Mapping[str, float] | None = None) -> Drawn:
+        """A window of ``length`` frames; ``shares`` weighs scenes, with 1 for those not named."""
         fitting = self._fitting(length)
         keys = sorted(fitting)
-        entries = fitting[keys[rng.integers(len(keys))]]
+        index = int(rng.integers(len(keys)))
+        if shares:
+            weights = np.array([shares.get(scene, 1.0) for scene, _, _ in keys])
+            index = int(rng.choice(len(keys), p=weights / weights.sum()))
+        entries = fitting[keys[index]]
         number, last = entries[rng.integers(len(entries))]
         return Drawn(self.episodes[number], Span(last + 1 - length, length))
 
