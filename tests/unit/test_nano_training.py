@@ -32,7 +32,7 @@ from training.data.sim.windows import ClipStore, EpisodeStore
 from training.nano import objective as nano_objective
 from training.nano import train as nano_train
 from training.nano.architecture import create
-from training.nano.events import EventProbe, events_of
+from training.nano.events import EventProbe, Events, events_of
 from training.nano.objective import AnswerObjective, PairObjective, Probes
 from training.nano.probe import CLASSES, states_of, things_of
 from training.nano.source import (
@@ -253,6 +253,44 @@ def test_events_say_what_vanished_and_which_way_time_runs():
     loss.backward()
     assert measures["time_right"] == 0.0
     assert loss.item() == pytest.approx(math.log(4))
+
+
+def test_places_of_things_count_where_they_are_seen_at_the_end():
+    seen, gone = CLASSES[0], CLASSES[1]
+    columns = [CLASSES.index(name) for name in (seen, gone)]
+    flags = torch.zeros(3, 1, len(CLASSES))  # shown, last, gone
+    flags[0, 0, columns] = 1.0
+    flags[1, 0, columns[0]] = 1.0
+    point = torch.full((1, len(CLASSES), 2), 0.5)
+    point[0, columns[0]] = torch.tensor([0.75, 0.25])
+    point[0, columns[1]] = torch.tensor([0.0, 1.0])  # nobody sees it there
+    whole, unknown = torch.ones(1), torch.full((1,), -1.0)
+    events = Events(torch.full((1, 4), -1), unknown, whole, *flags, point)
+    probe = EventProbe(8)
+    for parameter in probe.parameters():
+        nn.init.zeros_(parameter)  # takes everything to be in the middle
+    _, measures = probe(torch.zeros(1, 8), events)
+    assert measures["place_loss"] == pytest.approx(0.5)  # of a quarter of the frame, x and y
+
+
+def test_what_is_read_off_is_there_before_it_is_needed(world, model):
+    """The window after two layers, options after three: the next one can look it up."""
+    batch = batch_of(WindowSource(world, DRAWS))
+    objective = AnswerObjective(model, Probes(192)).eval()
+    with torch.no_grad():
+        embedded = model.embed(batch.rows.tokens, objective._features(batch))
+        before = objective._decode(batch.rows, embedded)
+        changed = []
+        for layer in model.network.model.language_model.layers:
+            kept = layer.mlp.down_proj.weight.clone()
+            layer.mlp.down_proj.weight.mul_(2.0)
+            after = objective._decode(batch.rows, embedded)
+            changed.append([not torch.equal(a, b) for a, b in zip(after, before, strict=True)])
+            layer.mlp.down_proj.weight.copy_(kept)
+    last, window, options = zip(*changed, strict=True)
+    assert last == (True, True, True, True)
+    assert window == (True, True, False, False)
+    assert options == (True, True, True, False)
 
 
 def job(data, work, processes=1):
