@@ -296,8 +296,8 @@ def test_what_is_read_off_is_there_before_it_is_needed(world, model):
 def job(data, work, processes=1):
     (work / "model").mkdir(parents=True)
     described(work / "model")
-    stages = {"vision": RECIPE, "answers": RECIPE, "finish": RECIPE}
-    draws = dict.fromkeys(("vision_draws", "answer_draws", "finish_draws"), DRAWS)
+    stages = dict.fromkeys(("vision", "answers", "sharpen", "finish"), RECIPE)
+    draws = dict.fromkeys(("vision_draws", "answer_draws", "sharpen_draws", "finish_draws"), DRAWS)
     return TrainJob(data, work / "work", work / "model", **stages, **draws, processes=processes)
 
 

@@ -33,7 +33,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .architecture import describe
-    from .train import ANSWER_RECIPE, FINISH_RECIPE, VISION_RECIPE, TrainJob, train
+    from .train import ANSWER_RECIPE, FINISH_RECIPE, SHARPEN_RECIPE, VISION_RECIPE, TrainJob, train
 
     describe(options.out)
     job = TrainJob(
@@ -42,6 +42,7 @@ def _train(options: argparse.Namespace) -> None:
         output=options.out,
         vision=dataclasses.replace(VISION_RECIPE, steps=options.vision_steps or VISION_RECIPE.steps),
         answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
+        sharpen=dataclasses.replace(SHARPEN_RECIPE, steps=options.sharpen_steps or SHARPEN_RECIPE.steps),
         finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
         processes=options.processes,
     )
@@ -114,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, default=WORK / "model", help="directory of the finished model")
     train.add_argument("--vision-steps", type=int, default=0, help="steps of the first stage (0: default)")
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
-    train.add_argument("--finish-steps", type=int, default=0, help="steps of the third stage (0: default)")
+    train.add_argument("--sharpen-steps", type=int, default=0, help="steps of the third stage (0: default)")
+    train.add_argument("--finish-steps", type=int, default=0, help="steps of the fourth stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
 
