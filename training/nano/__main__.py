@@ -4,6 +4,7 @@
 python -m training.nano generate     simulated episodes and clips        -> build/nano/{episodes,clips}
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
 python -m training.nano evaluate     held-out episodes and clips         -> build/nano/{eval,model/eval.json}
+python -m training.nano diagnose     what goes wrong with which object -> two tables
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
 """
@@ -72,6 +73,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise SystemExit(code)
 
 
+def _diagnose(options: argparse.Namespace) -> None:
+    from .diagnose import diagnose
+
+    print(diagnose(WORK, options.moments))
+
+
 def _clip(options: argparse.Namespace) -> None:
     from training.data.sim.clip import ClipChoice, make_clip
     from training.data.sim.scenes import BY_NAME
@@ -125,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--windows", type=int, default=400, help="of each source")
     evaluate.set_defaults(run=_evaluate)
 
+    diagnose = stages.add_parser("diagnose", help="what the tower sees and what is answered, by object")
+    diagnose.add_argument("--moments", type=int, default=640, help="held-out moments shown to the tower")
+    diagnose.set_defaults(run=_diagnose)
+
     clip = stages.add_parser("clip", help="render the demo clip")
     clip.add_argument("--seed", type=int, default=CLIP_SEED, help="a held-out seed (1000000 or more)")
     clip.add_argument("--out", type=Path, default=CLIP, help="the mp4; a .json is written beside it")
@@ -149,7 +160,7 @@ def main() -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
-    except (CosmosReasonError, TrainingError, StoreError, OSError) as error:
+    except (CosmosReasonError, TrainingError, StoreError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

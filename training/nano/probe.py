@@ -156,9 +156,7 @@ class StateProbe(nn.Module):
         """
         summary = self.norm(summary.float())
         scene_logits = self.scene(summary)
-        read = self.state(summary).view(len(summary), len(SCENES), _PER_SCENE)
-        own = read[torch.arange(len(read)), states.scene]
-        openness, rest = own[:, 0], own[:, 1:].view(-1, _SKILLS, 4)
+        openness, rest = self._of_scenes(summary, states.scene)
         known = (states.placed >= 0).float()
         placed_loss = F.binary_cross_entropy_with_logits(rest[..., 0], states.placed.clamp(min=0), known)
         gaps = F.smooth_l1_loss(rest[..., 1:], states.gap_m / _GAP_SCALE_M, reduction="none")
@@ -174,6 +172,16 @@ class StateProbe(nn.Module):
                 "placed": ((right * known).sum() / known.sum().clamp(min=1)).item(),
             }
         return loss, measures
+
+    def read(self, summary: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+        """Openness (P,), 0 to 1, and log odds (P, S) of being in place, of (P, D) and the scenes (P,)."""
+        openness, rest = self._of_scenes(self.norm(summary.float()), scene)
+        return openness.sigmoid(), rest[..., 0]
+
+    def _of_scenes(self, summary: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+        read = self.state(summary).view(len(summary), len(SCENES), _PER_SCENE)
+        own = read[torch.arange(len(read)), scene]
+        return own[:, 0], own[:, 1:].view(-1, _SKILLS, 4)
 
 
 class PatchProbe(nn.Module):
@@ -204,8 +212,7 @@ class PatchProbe(nn.Module):
             points: (P, 2, 2) where hand and handle appear, x and y as shares of width and height.
         """
         tokens = self.norm(tokens.float())
-        glances = self.glance(tokens).softmax(1).transpose(1, 2) @ tokens
-        loss, measures = self.state(self.look(glances.flatten(1)), states)
+        loss, measures = self.state(self._glances(tokens), states)
         side = math.isqrt(tokens.shape[1])
         cell = (points * side).floor()
         seen = ((cell >= 0) & (cell < side)).all(-1)  # (P, 2)
@@ -218,6 +225,14 @@ class PatchProbe(nn.Module):
         where_loss = where_loss + F.smooth_l1_loss(offset, wanted, reduction="sum") / count
         measures["located"] = (read[..., 0].argmax(-1) == index).float().sum().item() / count
         return loss + where_loss, measures
+
+    def read(self, tokens: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+        """Openness (P,) and log odds (P, S) of being in place, of (P, K, D) tokens and the scenes (P,)."""
+        return self.state.read(self._glances(self.norm(tokens.float())), scene)
+
+    def _glances(self, tokens: Tensor) -> Tensor:
+        looks = self.glance(tokens).softmax(1).transpose(1, 2) @ tokens
+        return self.look(looks.flatten(1))
 
 
 class ThingProbe(nn.Module):
