@@ -45,7 +45,7 @@ VISION_DRAWS = DrawSettings(pairs=144)
 ANSWER_RECIPE = OptimizerConfig(steps=2000, peak_rate=1.5e-3, final_rate=1e-5, vision_rate=0.3, warm_up=60)
 # The tower is what limits answers about the robot: most pairs are of it.
 ANSWER_DRAWS = DrawSettings(pairs=56, robot_share=0.75, one_sided=400)
-# By then the tower sees what a drawer does and, however long it goes on, hardly anything of a window: its pane
+# By then the tower sees what a drawer does and, however long it goes on, hardly what a window does: its pane
 # is small, moves little, and is one moment of five. It takes steps that show little else.
 SHARPEN_RECIPE = OptimizerConfig(steps=800, peak_rate=1.5e-3, final_rate=2e-4, warm_up=50)
 SHARPEN_DRAWS = DrawSettings(
