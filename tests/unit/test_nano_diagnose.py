@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,20 +37,35 @@ def trained(tmp_path):
 
 
 def test_read_outs_are_counted_by_object_and_truth(trained, tmp_path):
-    for seed, name in enumerate(("drawer", "handle")):
-        save_episode(tmp_path, made_up(BY_NAME[name], seed))  # open in the second half; hand in place, away
-    found = seen(trained, tmp_path / "train", 80)
+    near = np.repeat(np.array([0.0, 0.5], np.float32), 4)  # metres; drawn moments end in odd frames
+    gap_m = near[:, None, None] * np.ones((8, 2, 3), np.float32)
+    for seed, (name, openness) in enumerate((("drawer", 1.0), ("handle", 0.0))):
+        fields = {"openness": np.full(8, openness, np.float32)}
+        skills = len(BY_NAME[name].skills)
+        save_episode(tmp_path, made_up(BY_NAME[name], seed, gap_m=gap_m[:, :skills], **fields))
+    found = seen(trained, tmp_path / "model", tmp_path / "train", 80)
     assert {scene for scene, _ in found} == {"drawer", "handle"}
     for scene in ("drawer", "handle"):
-        assert all(found[scene, "in place"])
-        assert not any(found[scene, "not in place"])
-        assert 0 < sum(found[scene, "state"]) < len(found[scene, "state"])
+        assert set(found[scene, "in place"]) == {True}
+        assert set(found[scene, "not in place"]) == {False}
+    assert set(found["drawer", "state"]) == {True}
+    assert set(found["handle", "state"]) == {False}
     assert sum(len(found[scene, "state"]) for scene in ("drawer", "handle")) == 80
 
 
-def test_without_a_checkpoint_it_says_what_to_run(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
+    tensors = SnapshotStore(trained / "checkpoints", 1).newest().tensors("model")
+    del tensors["probes.option.0.weight"]
+    SnapshotStore(trained / "checkpoints", 1).write(2, {"model": tensors}, {})
+    with pytest.raises(ValueError, match="is not of the model"):
+        seen(trained, tmp_path / "model", tmp_path, 8)
+
+
+def test_without_a_checkpoint_or_moments_it_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"training\.nano train"):
-        seen(tmp_path / "work" / "finish", tmp_path, 8)
+        seen(tmp_path / "work" / "finish", tmp_path, tmp_path, 8)
+    with pytest.raises(ValueError, match="at least 1"):
+        seen(tmp_path / "work" / "finish", tmp_path, tmp_path, 0)
 
 
 def test_answers_of_the_evaluated_model_with_video_are_counted(tmp_path):

@@ -21,9 +21,10 @@ from training.rl.loop import make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore
 from training.rl.rewards import judge
-from training.rl.run import train_role
+from training.rl.run import prepare, train_role
 from training.rl.tasks import TaskSampler, with_none
 from training.sft.loop import TrainingError
+from training.sft.parallel import Context
 from training.sft.report import read_log
 from training.sft.store import StoreError
 
@@ -66,6 +67,34 @@ def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
     pieces = [row for group, task in zip(groups, tasks, strict=True) for row in spread.rows(group, task)]
     assert len(pieces) > len(rows)
     assert close(GrpoLoss(policy, None, config.grpo).log_probs(spread.batch(pieces)), log_probs, 1e-4)
+
+
+def test_a_frozen_tower_is_run_once_for_policy_and_reference(base, tmp_path):
+    config = short(*base, tmp_path / "run", model={"train_vision": False})
+    alone = Context(0, 1, 1, torch.device("cpu"))
+    model, objective = prepare(config, Path(config.model.path), alone)
+    _, apart = prepare(short(*base, tmp_path / "run"), Path(config.model.path), alone)
+    roller = make_roller(config)
+    roller.version = 0
+    ticket = Ticket(0, 0, 0)
+    task = roller.sampler.draw(ticket)
+    group = judge(roller.roll(ticket), task, config)
+    packer = RowPacker(model, config, roller.sampler.window)
+    batch = packer.batch(packer.rows(group, task))
+    with torch.no_grad():
+        for parameter in model.network.model.language_model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+        calls = []
+        handle = model.network.model.visual.register_forward_hook(lambda *_: calls.append(1))
+        loss, measures = objective(batch)
+        handle.remove()
+        apart.policy = objective.policy
+        apart.policy.frozen_vision = False
+        expected, theirs = apart(batch)
+    assert calls == [1]
+    assert measures["kl"] > 0
+    assert close(loss, expected, 1e-6)
+    assert close(measures["kl"], theirs["kl"], 1e-6)
 
 
 def test_what_a_run_leaves_behind(whole):

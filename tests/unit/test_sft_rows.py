@@ -116,3 +116,7 @@ def test_a_process_without_videos_runs_the_tower_without_effect(model, branches)
         handle.remove()
     assert calls == [1]
     assert torch.equal(plain, everywhere)
+    loss, _ = objective(batch)
+    loss.backward()  # reaches the tower: where it is sharded, the others wait for this process there
+    assert all(not parameter.grad.any() for parameter in model.network.model.visual.parameters())
+    model.network.zero_grad()

@@ -76,7 +76,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     from .diagnose import diagnose
 
-    print(diagnose(WORK, options.moments))
+    try:
+        print(diagnose(WORK, options.stage, options.moments))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _clip(options: argparse.Namespace) -> None:
@@ -133,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     diagnose = stages.add_parser("diagnose", help="what the tower sees and what is answered, by object")
+    diagnose.add_argument("--stage", choices=("answers", "finish"), default="finish", help="of the tower")
     diagnose.add_argument("--moments", type=int, default=640, help="held-out moments shown to the tower")
     diagnose.set_defaults(run=_diagnose)
 
@@ -160,7 +164,7 @@ def main() -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
-    except (CosmosReasonError, TrainingError, StoreError, OSError, ValueError) as error:
+    except (CosmosReasonError, TrainingError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

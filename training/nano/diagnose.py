@@ -30,14 +30,15 @@ from .probe import states_of
 from .source import HELD_OUT_TASKS, HELD_OUT_TEXTS, World
 
 _BATCH = 64
-Counts = dict[tuple[str, str], list[bool]]  # (object, what) to: was it right?
+Rights = dict[tuple[str, str], list[bool]]  # (object, what) to: was it right?
 
 
-def seen(directory: Path, episodes: Path, moments: int, seed: int = 3) -> Counts:
+def seen(stage: Path, description: Path, episodes: Path, moments: int, seed: int = 3) -> Rights:
     """What the read-outs say of single moments.
 
     Args:
-        directory: of a stage of the whole model; holds checkpoints/.
+        stage: directory of a training stage of the whole model; holds checkpoints/.
+        description: directory that describes the model, see architecture.py.
         episodes: directory of one split.
         moments: how many are drawn, evenly over objects, tasks and phases.
         seed: of the draws.
@@ -45,17 +46,25 @@ def seen(directory: Path, episodes: Path, moments: int, seed: int = 3) -> Counts
     Raises:
         FileNotFoundError: there is no checkpoint.
         StoreError: it is broken.
+        ValueError: it is of another model, or there are no moments to draw.
     """
-    snapshot = SnapshotStore(directory / "checkpoints", 1).newest()
+    if moments < 1:
+        raise ValueError(f"{moments} moments: give at least 1")
+    snapshot = SnapshotStore(stage / "checkpoints", 1).newest()
     if snapshot is None:
-        raise FileNotFoundError(f"no checkpoint in {directory}: run `python -m training.nano train` first")
-    model = create(directory.parent.parent / "model")
+        raise FileNotFoundError(f"no checkpoint in {stage}: run `python -m training.nano train` first")
+    model = create(description)
     probes = Probes(model.network.lm_head.weight.shape[1])
-    AnswerObjective(model, probes).load_state_dict(snapshot.tensors("model"), strict=False)
+    try:
+        AnswerObjective(model, probes).load_state_dict(snapshot.tensors("model"))
+    except RuntimeError as error:  # torch's, for names and shapes that do not fit
+        raise ValueError(
+            f"the checkpoint in {stage} is not of the model in {description}: {error}"
+        ) from error
     store = EpisodeStore(episodes, without=HELD_OUT_TASKS)
     cut = World(store, None, model).cut  # type: ignore[arg-type]  # clips are not drawn
     rng = np.random.default_rng(seed)
-    found: Counts = collections.defaultdict(list)
+    found: Rights = collections.defaultdict(list)
     with torch.inference_mode():
         for start in range(0, moments, _BATCH):
             drawn = [store.draw(2, rng) for _ in range(min(_BATCH, moments - start))]
@@ -82,7 +91,7 @@ def _judged(
             yield ("in place" if is_so else "not in place"), said == bool(is_so)
 
 
-def answered(report: Path) -> Counts:
+def answered(report: Path) -> Rights:
     """How the robot's questions ended, without those with options and of tasks never trained on.
 
     Args:
@@ -94,7 +103,7 @@ def answered(report: Path) -> Counts:
     digest = read_run(report)["model"]["digest"]
     items = {item.item_id: item for item in read_items(report / ITEMS)}
     objects = {scene.name for scene in SCENES}
-    found: Counts = collections.defaultdict(list)
+    found: Rights = collections.defaultdict(list)
     for key, said in read_predictions(report / PREDICTIONS).items():
         item = items.get(key.item)
         if item is None or key.model != digest or not key.video or key.rotation or item.query.options:
@@ -106,7 +115,7 @@ def answered(report: Path) -> Counts:
     return found
 
 
-def table(counts: Counts) -> str:
+def table(counts: Rights) -> str:
     """Markdown: a row an object, per cent right and how many."""
     names = sorted({name for _, name in counts})
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -119,14 +128,14 @@ def table(counts: Counts) -> str:
     return "\n".join(lines)
 
 
-def diagnose(work: Path, moments: int) -> str:
-    """Both tables, of the held-out split."""
-    read = seen(work / "work" / "finish", work / EPISODES / "held_out", moments)
+def diagnose(work: Path, stage: str, moments: int) -> str:
+    """Both tables, of the held-out split; the tower as it was after ``stage``."""
+    read = seen(work / "work" / stage, work / "model", work / EPISODES / "held_out", moments)
     return "\n\n".join(
         (
-            f"Read off the tower, of {moments} moments, % right (n)",
+            f"Read off the tower after {stage}, of {moments} moments, % right (n)",
             table(read),
-            "Answers, % right (n)",
+            "Answers of the model evaluated last, % right (n)",
             table(answered(work / "eval")),
         )
     )

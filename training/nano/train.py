@@ -31,14 +31,7 @@ from training.sft.store import StoreError
 
 from .architecture import create, save_weights
 from .objective import AnswerObjective, PairObjective, Probes
-from .source import (
-    HELD_OUT_TASKS,
-    SCENE_SHARES,
-    DrawSettings,
-    PairSource,
-    WindowSource,
-    World,
-)
+from .source import HELD_OUT_TASKS, SCENE_SHARES, DrawSettings, PairSource, WindowSource, World
 
 VISION_RECIPE = OptimizerConfig(steps=2000, peak_rate=2e-3, final_rate=1e-5, warm_up=100)
 VISION_DRAWS = DrawSettings(pairs=144)

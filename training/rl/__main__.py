@@ -35,6 +35,9 @@ def main() -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
+    except KeyboardInterrupt:  # the driver's, on Ray; the trainer is another process and dies with it
+        print("stopped; start again to go on from the last checkpoint", file=sys.stderr)
+        return 130
     except (ConfigError, DataError, CosmosReasonError, TrainingError, BooksError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ from cosmos_reason_node.models.mrope import VideoGrid
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.vision.patchify import patchify
 from training.data.media import WindowSpec
-from training.sft.rows import Branch, RowBatch, answer_states, computing, pack_rows
+from training.sft.rows import Branch, RowBatch, answer_states, computing, features_of, pack_rows
 
 from .advantages import group_advantages
 from .books import Group, Sampled
@@ -187,25 +187,35 @@ class Policy(nn.Module):
     def __init__(self, model: LoadedModel, compute: torch.dtype, *, frozen_vision: bool) -> None:
         super().__init__()
         self.network: nn.Module = model.network
-        self._model, self._compute, self._frozen_vision = model, compute, frozen_vision
+        self._model, self._compute, self.frozen_vision = model, compute, frozen_vision
         rows = model.network.lm_head.weight.shape[0]
         forbidden = torch.from_numpy(Vocabulary(model.tokenizer, rows).in_text)
         self.register_buffer("_forbidden", forbidden, persistent=False)
         self.everywhere = False  # as in AnswerLoss
 
-    def forward(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
-        """(A,) log probabilities of the labels, (A,) entropies."""
+    def forward(
+        self, batch: RowBatch, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(A,) log probabilities of the labels, (A,) entropies, and the batch's visual tokens.
+
+        Args:
+            batch: rows.
+            features: its visual tokens where they are known, of an earlier call; None: they are computed.
+        """
         with computing(self._model, batch, self._compute):
-            chosen = answer_states(
-                self._model, batch, frozen_vision=self._frozen_vision, everywhere=self.everywhere
-            )
+            if features is None:
+                features = features_of(
+                    self._model, batch, frozen_vision=self.frozen_vision, everywhere=self.everywhere
+                )
+            chosen = answer_states(self._model, batch, features)
             read = [
                 checkpoint(self._read, part, labels, use_reentrant=False)
                 if len(chosen) > _CHUNK and torch.is_grad_enabled()
                 else self._read(part, labels)
                 for part, labels in zip(chosen.split(_CHUNK), batch.labels.split(_CHUNK), strict=True)
             ]
-        return torch.cat([log_probs for log_probs, _ in read]), torch.cat([entropy for _, entropy in read])
+        log_probs, entropy = (torch.cat(parts) for parts in zip(*read, strict=True))
+        return log_probs, entropy, features
 
     def _read(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._model.logits(hidden).float().masked_fill(self._forbidden, -torch.inf)  # type: ignore[arg-type]
@@ -234,12 +244,14 @@ class GrpoLoss(nn.Module):
 
     def forward(self, batch: RlBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sum (not mean) of weighted losses, and sums of measures by name."""
-        log_probs, entropy = self.policy(batch.rows)
+        log_probs, entropy, features = self.policy(batch.rows)
         reference = self._reference[0]
         theirs = None
         if reference is not None:
+            # A tower that is not trained sees the same as its reference: it is run once for both.
+            shared = features if self.policy.frozen_vision else None
             with torch.no_grad():
-                theirs = reference(batch.rows)[0]
+                theirs = reference(batch.rows, shared)[0]
         losses, measures = token_losses(
             log_probs,
             batch.sampled,

@@ -66,7 +66,7 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
         base, directory = Path(config.model.path).expanduser(), Path(config.run.output).expanduser()
         spec = read_model_spec(base)
         sampler = TaskSampler(config.data, spec, config.run.seed)
-        model, objective = _prepare(config, base, context)
+        model, objective = prepare(config, base, context)
         store = weight_store(config)
         monitor = Monitor(config, directory) if context.rank == 0 else None
         clock = _Clock(books)
@@ -127,8 +127,8 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             print(f"wrote {directory / 'model'}", flush=True)
 
 
-def _prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel, GrpoLoss]:
-    """The policy and its reference, on the device or in shards."""
+def prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel, GrpoLoss]:
+    """The network and the objective, with the policy and its reference on the device or in shards."""
     model = load(base, device="cpu", dtype="float32")
     settings = config.model
     if not settings.train_vision:
@@ -141,6 +141,8 @@ def _prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedMode
     if config.grpo.kl_coefficient:
         frozen = load(base, device="cpu", dtype="float32")
         frozen.network.requires_grad_(False)
+        if not settings.train_vision:
+            frozen.network.model.visual = None  # it is given what the policy's sees
         reference = _placed(frozen, config, context, frozen_vision=True).eval()
     return model, GrpoLoss(policy, reference, config.grpo)
 
@@ -149,7 +151,8 @@ def _placed(model: LoadedModel, config: RlConfig, context: Context, *, frozen_vi
     compute = DTYPES[config.model.compute]
     policy = Policy(model, compute, frozen_vision=frozen_vision)
     if context.world > 1:
-        blocks = [*model.network.model.visual.blocks, *model.network.model.language_model.layers]
+        tower = model.network.model.visual
+        blocks = [*(tower.blocks if tower is not None else ()), *model.network.model.language_model.layers]
         shard(policy, blocks, context, compute)
         policy.everywhere = True
     return policy.to(context.device)

@@ -191,27 +191,31 @@ def computing(model: LoadedModel, batch: RowBatch, compute: torch.dtype) -> torc
     return torch.autocast(batch.tokens.device.type, compute, enabled=enabled)
 
 
-def answer_states(
+def features_of(
     model: LoadedModel, batch: RowBatch, *, frozen_vision: bool = False, everywhere: bool = False
-) -> Tensor:
-    """(A, D) hidden states that predict the answer tokens.
+) -> Tensor | None:
+    """(N, D) visual tokens of the batch, None where it has no video.
 
     Args:
-        model: that sees and reads the batch.
+        model: that sees the batch.
         batch: rows.
         frozen_vision: no gradients through the vision tower.
-        everywhere: run the tower also where a batch has no video, on an empty picture without weight: where
-            it is sharded, gathering its shards takes all processes.
+        everywhere: run the tower also where a batch has no video, on an empty picture of which (0, D) tokens
+            are kept: where it is sharded, gathering its shards takes all processes.
     """
-    features = None
-    if batch.grids:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_vision):
-            features = model.visual_features(batch.patches, batch.grids)
-    embedded = model.embed(batch.tokens, features)
-    if everywhere and not batch.grids:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_vision):
+        if batch.grids:
+            return model.visual_features(batch.patches, batch.grids)
+        if not everywhere:
+            return None
         merge = model.spec.patches.merge
         blank = batch.patches.new_zeros(merge * merge, model.spec.patches.patch_dim)
-        embedded = embedded + 0.0 * model.visual_features(blank, [(1, merge, merge)]).sum()
+        return model.visual_features(blank, [(1, merge, merge)])[:0]
+
+
+def answer_states(model: LoadedModel, batch: RowBatch, features: Tensor | None) -> Tensor:
+    """(A, D) hidden states that predict the answer tokens, after the features of ``features_of``."""
+    embedded = model.embed(batch.tokens, features)
     hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
     return hidden[batch.rows, batch.columns]
 
@@ -233,15 +237,16 @@ class AnswerLoss(nn.Module):
         self._model = model
         self._compute = compute
         self._frozen_vision = frozen_vision
-        self.everywhere = False  # set where the model is sharded, see answer_states
+        self.everywhere = False  # set where the model is sharded, see features_of
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum (not mean) of weighted losses, and sums of measures by name."""
         model = self._model
         with computing(model, batch, self._compute):
-            logits = model.logits(
-                answer_states(model, batch, frozen_vision=self._frozen_vision, everywhere=self.everywhere)
+            features = features_of(
+                model, batch, frozen_vision=self._frozen_vision, everywhere=self.everywhere
             )
+            logits = model.logits(answer_states(model, batch, features))
         each = F.cross_entropy(logits.float(), batch.labels, reduction="none")
         with torch.no_grad():
             right = ((logits.argmax(-1) == batch.labels) * batch.weights).sum()
