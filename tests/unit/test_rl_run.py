@@ -45,7 +45,8 @@ def whole(base, tmp_path_factory):
 
 
 def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
-    config = short(*base, tmp_path / "run")
+    many = {"group_size": 16}
+    config = short(*base, tmp_path / "run", grpo=many)
     roller = make_roller(config)
     roller.version = 0
     tickets = [Ticket(0, place, 0) for place in range(3)]
@@ -62,7 +63,7 @@ def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
     assert len(batch.sampled) == sum(lengths)
     assert all(set(answer.versions) == {0} for group in groups for answer in group.answers)
     # Bounded rows: a group is spread over several, and what is computed stays the same.
-    narrow = short(*base, tmp_path / "run", data={"max_tokens": 64})
+    narrow = short(*base, tmp_path / "run", grpo=many, data={"max_tokens": 64})
     spread = RowPacker(model, narrow, roller.sampler.window)
     pieces = [row for group, task in zip(groups, tasks, strict=True) for row in spread.rows(group, task)]
     assert len(pieces) > len(rows)

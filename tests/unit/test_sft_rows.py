@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows as batches: prompts, isolation of branches, and the loss on answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,24 @@ def test_long_answers_weigh_as_much_as_short_ones(model):
 def test_without_reasoning_the_answer_comes_at_once(model, branches):
     assert "</think>" in (said := model.tokenizer.decode(branches[1].target))
     assert said == prompt.target("", "no")
+
+
+def test_answers_to_one_question_share_it(model, branches):
+    first, second, third = (
+        dataclasses.replace(branches[0], target=b.target, weights=b.weights) for b in branches
+    )
+    pixels, video = patches(model, 4, 1), [grid(model, 4)]
+    alone = sum(
+        loss_of(model, [[branch]], [video], [pixels]) for branch in (first, second, third, branches[1])
+    )
+    more = [dataclasses.replace(branch, question=[]) for branch in (second, third)]
+    row = [first, *more, branches[1]]
+    assert loss_of(model, [row], [video], [pixels]) == pytest.approx(alone, rel=1e-4)
+    packed = pack_rows([row], [video], [pixels], model.tokenizer, model.spec)
+    length = sum(len(branch.question) + len(branch.target) for branch in row)
+    assert packed.size == int(packed.prefixes[0]) + length
+    with pytest.raises(ValueError, match="has no question"):
+        pack_rows([more], [video], [pixels], model.tokenizer, model.spec)
 
 
 def test_a_process_without_videos_runs_the_tower_without_effect(model, branches):

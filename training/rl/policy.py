@@ -2,7 +2,7 @@
 """Groups of answers as one forward pass, the network's opinion of their tokens, and the objective.
 
 A row is one question with as many answers of its group as fit, packed behind one copy of the video
-(training.sft.rows). Axes: B rows, L packed tokens, A answer tokens over all rows.
+and of the question (training.sft.rows). Axes: B rows, L packed tokens, A answer tokens over all rows.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class RowPacker:
         """Rows of a group, each with as many answers as ``data.max_tokens`` allows."""
         grpo, tokenizer = self._config.grpo, self._model.tokenizer
         question = prompt.encode_suffix(tokenizer, task.query)
-        shared = len(prompt.encode_prefix(tokenizer, [])) + self._visual_tokens(task)
+        shared = len(prompt.encode_prefix(tokenizer, [])) + self._visual_tokens(task) + len(question)
         advantages = group_advantages(group.rewards, normalize=grpo.normalize_advantages)
         rows: list[AnswerRow] = []
         held: list[tuple[Sampled, float]] = []
@@ -122,8 +122,13 @@ class RowPacker:
 
         def close() -> None:
             branches = tuple(
-                Branch(question, list(answer.tokens), self._weights(answer), (0, len(answer.tokens)))
-                for answer, _ in held
+                Branch(
+                    [] if place else question,
+                    list(answer.tokens),
+                    self._weights(answer),
+                    (0, len(answer.tokens)),
+                )
+                for place, (answer, _) in enumerate(held)
             )
             sampled = tuple(value for answer, _ in held for value in answer.log_probs)
             spread = tuple(value for answer, value in held for _ in answer.tokens)
@@ -131,12 +136,11 @@ class RowPacker:
             held.clear()
 
         for answer, advantage in zip(group.answers, advantages.tolist(), strict=True):
-            more = len(question) + len(answer.tokens)
-            if held and length + more > self._config.data.max_tokens:
+            if held and length + len(answer.tokens) > self._config.data.max_tokens:
                 close()
                 length = shared
             held.append((answer, advantage))
-            length += more
+            length += len(answer.tokens)
         close()
         return rows
 

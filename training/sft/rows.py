@@ -4,9 +4,11 @@
 A row is one window (one or more cameras, or none) with the questions asked about it:
 
     [ system + videos | question a, answer a | question b, answer b | ... | padding ]
+    [ system + videos | question, answer 1 | answer 2 | ... | padding ]
 
 Each question with its answer is a branch: it attends to the prefix and to itself, and its positions go on
-from the prefix's end, so it is computed as it would be alone and as the engine computes it.
+from the prefix's end, so it is computed as it would be alone and as the engine computes it. Several answers
+to one question share its tokens.
 
 Axes: B rows, L packed tokens, A answer tokens over all rows.
 """
@@ -35,7 +37,8 @@ class Branch:
     """One question with its answer, as tokens.
 
     Attributes:
-        question: token ids of the prompt's suffix.
+        question: token ids of the prompt's suffix; empty: another answer to the question of the branch before
+            it in its row.
         target: token ids that the model is to say.
         weights: loss weight of each of ``target``.
         verdict: (first, end) of the answer itself in ``target``.
@@ -128,7 +131,12 @@ def pack_rows(
         patches: of all videos, row by row.
         tokenizer: of the model.
         spec: of the model.
+
+    Raises:
+        ValueError: the first branch of a row has no question.
     """
+    if not all(row[0].question for row in branches):
+        raise ValueError("the first branch of a row has no question")
     prefixes = [
         prompt.encode_prefix(tokenizer, [spec.patches.visual_tokens(v.grid) for v in row]) for row in videos
     ]
@@ -152,16 +160,22 @@ def pack_rows(
         tokens[row, :shared] = prefix
         positions[:, row, :shared] = prefix_positions
         mask[row, 0, :shared, :shared] = np.tri(shared, dtype=bool)
-        start = shared
+        start = asked = said = shared  # from ``asked`` to ``said`` is the question that is being answered
         for branch in branches[row]:
-            ids = branch.question + branch.target
-            end = start + len(ids)
-            tokens[row, start:end] = ids
-            positions[:, row, start:end] = text_positions(following, len(ids))
+            if branch.question:
+                asked, start = start, start + len(branch.question)
+                tokens[row, asked:start] = branch.question
+                positions[:, row, asked:start] = text_positions(following, start - asked)
+                mask[row, 0, asked:start, :shared] = True
+                mask[row, 0, asked:start, asked:start] = np.tri(start - asked, dtype=bool)
+                said = start
+            end = start + len(branch.target)
+            tokens[row, start:end] = branch.target
+            positions[:, row, start:end] = text_positions(following + said - asked, end - start)
             mask[row, 0, start:end, :shared] = True
-            mask[row, 0, start:end, start:end] = np.tri(len(ids), dtype=bool)
-            first = start + len(branch.question)
-            places += [(row, column) for column in range(first - 1, end - 1)]
+            mask[row, 0, start:end, asked:said] = True
+            mask[row, 0, start:end, start:end] = np.tri(end - start, dtype=bool)
+            places += [(row, column) for column in (said - 1, *range(start, end - 1))]
             labels += branch.target
             weights += branch.weights
             start = end
