@@ -4,12 +4,18 @@
 Ray is started once for the module; it takes its time on a busy machine.
 """
 
+import dataclasses
+import json
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import psutil
 import pytest
+import yaml
 
 from tests.unit.rl_files import make_base, short, story
 from training.sft.report import read_log
@@ -155,3 +161,21 @@ def test_a_worker_joins_late(base, tmp_path):
     assert not errors
     assert trainers
     assert len(read_log(output)) == 8
+
+
+def test_ctrl_c_says_how_to_go_on(base, tmp_path):
+    output, file = tmp_path / "run", tmp_path / "rl.yaml"
+    config = short(*base, output, run={"launcher": "ray", "save_every": 1}, optimizer={"steps": 1000})
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config)))))
+    command = [sys.executable, "-m", "training.rl", "--config", str(file)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait(lambda: len(read_log(output)) >= 2 or child.poll() is not None)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "start again to go on from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert list((output / "checkpoints").glob("step-*"))

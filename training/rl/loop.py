@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .books import Books, Group, RolloutError, Ticket, arguments
+from .books import Books, Group, Patience, RolloutError, Ticket, arguments
 from .config import RlConfig
 from .rewards import judge
 from .tasks import TaskSampler
@@ -30,8 +30,6 @@ from .tasks import TaskSampler
 if TYPE_CHECKING:  # importing torch takes seconds, and a reward worker needs none
     from .publish import WeightStore
     from .rollout import Roller
-
-PAUSE_S = 0.02
 
 
 class WorkerBooks(Protocol):
@@ -143,13 +141,14 @@ def make_roller(config: RlConfig) -> Roller:
 
 def _loop(books: WorkerBooks, name: str, role: str, work: Callable[[], bool]) -> None:
     busy_s = idle_s = 0.0
-    noted = time.monotonic()
+    noted, patience = time.monotonic(), Patience()
     while not books.stopped():
         started = time.monotonic()
         if work():
+            patience.renew()
             busy_s += time.monotonic() - started
         else:
-            time.sleep(PAUSE_S)
+            patience.wait()
             idle_s += time.monotonic() - started
         if time.monotonic() - noted > 1.0:
             books.note(name, role, busy_s, idle_s)

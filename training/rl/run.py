@@ -15,7 +15,7 @@ from training.sft.export import export
 from training.sft.loop import Job, TrainingError, train
 from training.sft.parallel import Context, gather_model, join, shard
 
-from .books import Group
+from .books import Group, Patience
 from .config import RlConfig
 from .monitors import Monitor
 from .policy import GrpoLoss, Policy, RowPacker
@@ -24,7 +24,6 @@ from .source import GroupSource
 from .tasks import TaskSampler
 
 _PREFIX = "policy.network."
-_PAUSE_S = 0.02
 
 
 class TrainerBooks(Protocol):
@@ -85,9 +84,10 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
 
         def collect(iteration: int) -> list[Group]:
             clock.busy()
-            end = time.monotonic() + config.run.timeout_s
+            end, patience = time.monotonic() + config.run.timeout_s, Patience()
             while (groups := books.batch(iteration)) is None:
                 if work():
+                    patience.renew()
                     end = time.monotonic() + config.run.timeout_s
                 elif time.monotonic() > end:
                     raise TrainingError(
@@ -95,7 +95,7 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
                         f"{books.report()}; raise run.timeout_s or see what the workers say"
                     )
                 else:
-                    time.sleep(_PAUSE_S)
+                    patience.wait()
             clock.idle()
             return groups
 
