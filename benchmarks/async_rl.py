@@ -5,6 +5,8 @@
 
 - ``rollout_engine``: answers a second of the rollout engine against Hugging Face ``generate``, same weights,
   windows, group size and bound on tokens, in turns. The engine encodes a video and its prefix once a group.
+- ``training_step``: forward and backward of a group on the same weights, with one copy of the question and
+  one pass of a frozen tower, against a copy an answer and a pass for policy and reference each.
 - ``roles``: a run of processes: share of time that each role waited, cost of publishing weights, and how long
   after the kill of each role the next iteration is complete.
 - ``simulation``: phase times measured here, and what training.rl.simulate makes of them, beside the iteration
@@ -42,13 +44,14 @@ from cosmos_reason_node.types import Query, QueryKind
 from cosmos_reason_node.vision.patchify import patchify
 from training.rl import toy
 from training.rl.books import Ticket
-from training.rl.config import RlConfig
+from training.rl.config import GrpoConfig, RlConfig
 from training.rl.loop import make_roller, run_inline
-from training.rl.policy import GrpoLoss, Policy, RowPacker
+from training.rl.policy import GrpoLoss, Policy, RlBatch, RowPacker
 from training.rl.publish import weight_store
 from training.rl.rewards import judge
 from training.rl.simulate import Cluster, Phases, asynchronous, synchronous
 from training.sft.report import read_log
+from training.sft.rows import Branch, pack_rows
 
 from .machine import command_line, describe_machine
 
@@ -136,6 +139,57 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
         "tokens_an_answer": {name: round(count / turns / GROUP, 1) for name, count in written.items()},
         "ratio": round(rates["engine"] / rates["generate"], 2),
     }
+
+
+def training_step(model_dir: Path, turns: int) -> dict[str, Any]:
+    """Seconds of training on a group, in turns."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, other = (load(model_dir, device=device, dtype="float32") for _ in range(2))
+    for network in (model.network.model.visual, other.network):
+        network.requires_grad_(False)
+    spec = model.spec
+    height, width = spec.frame_size_for(480, 640)
+    window = black_window(spec.window_frames, height, width, spec.fps)
+    patches, _ = patchify(window.pixels(), spec.patches)
+    video = spec.video_grid(spec.window_frames, height, width, window.fps)
+    question = prompt.encode_suffix(model.tokenizer, QUERY)
+    answer = prompt.encode_target(model.tokenizer, "", "yes")
+    apart = [Branch(question, answer, [1.0] * len(answer), (0, len(answer)))] * GROUP
+    shared = [apart[0], *(dataclasses.replace(branch, question=[]) for branch in apart[1:])]
+    settings = GrpoConfig()
+    ways, lengths = {}, {}
+    for name, branches, frozen in (("shared", shared, True), ("apart", apart, False)):
+        rows = pack_rows([branches], [[video]], [patches], model.tokenizer, spec)
+        values = torch.zeros(len(rows.labels)), torch.linspace(-1.0, 1.0, len(rows.labels))
+        batch = RlBatch(rows, *values, total=float(GROUP)).to(torch.device(device))
+        policy, reference = (Policy(m, torch.float32, frozen_vision=frozen) for m in (model, other))
+        ways[name] = partial(_train, GrpoLoss(policy, reference, settings), batch)
+        lengths[name] = rows.size
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    losses = {name: way() for name, way in ways.items()}
+    for _ in range(turns):
+        for name, way in ways.items():
+            started = clock()
+            way()
+            seconds[name].append(clock() - started)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "model": spec.model_id,
+        "group_size": GROUP,
+        "tokens": lengths,
+        "answer_tokens": len(answer),
+        "seconds": {name: round(value, 4) for name, value in median.items()},
+        "losses": losses,
+        "ratio": round(median["apart"] / median["shared"], 2),
+    }
+
+
+def _train(objective: GrpoLoss, batch: RlBatch) -> float:
+    loss, _ = objective(batch)
+    loss.backward()
+    objective.zero_grad()
+    return loss.item()
 
 
 def roles(base: Path, data: Path, root: Path, iterations: int) -> dict[str, Any]:
@@ -327,7 +381,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.async_rl", description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--turns", type=int, default=5, help="of engine and generate")
+    parser.add_argument("--turns", type=int, default=5, help="of each comparison")
     parser.add_argument("--iterations", type=int, default=12, help="of each run")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -343,6 +397,8 @@ def main() -> None:
             "rollout_engine": rollout_engine(bundled_model(), options.turns),
         }
         print(json.dumps(report["rollout_engine"]), flush=True)
+        report["training_step"] = training_step(bundled_model(), options.turns)
+        print(json.dumps(report["training_step"]), flush=True)
         report["roles"] = roles(base, data, root, options.iterations)
         print(json.dumps(report["roles"]), flush=True)
         report["simulation"] = simulation(base, data, root, options.iterations)
