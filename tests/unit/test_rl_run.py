@@ -135,12 +135,14 @@ def test_groups_of_the_journal_are_not_rolled_again(base, whole, tmp_path):
     assert story(output) == story(whole)
 
 
-def test_two_trainer_processes_do_what_one_does(base, whole, tmp_path):
+@pytest.mark.parametrize("train_vision", [True, False])
+def test_two_trainer_processes_do_what_one_does(base, tmp_path, train_vision):
     """Sharded (FSDP2 over gloo), with the same answers, taken from the books of the single process."""
-    one = short(*base, tmp_path / "one", run={"save_every": 100})
+    changes = {"run": {"save_every": 100}, "model": {"train_vision": train_vision}}
+    one = short(*base, tmp_path / "one", **changes)
     run_inline(one)
     shutil.copytree(tmp_path / "one" / "rollouts", tmp_path / "two" / "rollouts")
-    two = short(*base, tmp_path / "two", run={"save_every": 100})
+    two = short(*base, tmp_path / "two", **changes)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
