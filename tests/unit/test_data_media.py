@@ -7,6 +7,7 @@ import dataclasses
 import io
 import struct
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -166,6 +167,19 @@ def test_members_are_read_in_place(tmp_path: Path, name: str, mode: str):
         load_window(tmp_path, Video(name, "clips/9.mp4"), SPEC)
     with pytest.raises(MediaError, match="is empty"):
         load_window(tmp_path, Video(name, "empty.mp4"), SPEC)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_threads_read_an_archive_at_once(tmp_path, mode):
+    clips = {f"{i}.bin": bytes([i]) * (20_000 + 97 * i) for i in range(60)}
+    for turn in range(5):  # each with an archive that has not been indexed yet
+        path = tar(tmp_path / f"{turn}.tar", clips, mode)
+        names = list(clips) * 4
+        with ThreadPoolExecutor(8) as pool:
+            listed = pool.submit(lambda path=path: [name for name, _ in archive.members(path)])
+            read = pool.map(lambda name, path=path: archive.open_member(path, name).read(), names)
+            assert list(read) == [clips[name] for name in names]
+        assert listed.result() == list(clips)
 
 
 def test_links_in_an_archive_lead_nowhere(tmp_path: Path):

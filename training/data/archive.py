@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,10 +67,12 @@ def _archive(path: str, pid: int, signature: tuple[int, int]) -> _Archive:
 
 
 class _Archive:
-    """An open archive; it is indexed as far as it has been read."""
+    """An open archive; it is indexed as far as it has been read. Threads share its position in the file."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._lock = threading.Lock()
+        self._members: list[tarfile.TarInfo] = []
         self._found: dict[str, tarfile.TarInfo] = {}
         try:
             self._tar = tarfile.open(path, "r:*")  # noqa: SIM115 - lives as long as the cache holds it
@@ -76,6 +80,10 @@ class _Archive:
             raise MediaError(f"{path} is no tar archive ({error}): download it again") from error
 
     def open(self, member: str) -> BinaryIO:
+        with self._lock:
+            return io.BytesIO(self._read(member))
+
+    def _read(self, member: str) -> bytes:
         info = self._found.get(member) or next((i for i in self._unread() if i.name == member), None)
         if info is None:
             raise MediaError(f"{self._path} holds no file {member!r}: see `tar -tf {self._path}`", "missing")
@@ -88,11 +96,15 @@ class _Archive:
             raise self._torn(error) from error
         if len(data) != info.size:
             raise self._torn(f"{len(data)} of {info.size} bytes of {member!r}")
-        return io.BytesIO(data)
+        return data
 
     def members(self) -> Iterator[tuple[str, int]]:
-        yield from [(name, info.size) for name, info in self._found.items()]
-        yield from ((info.name, info.size) for info in self._unread())
+        for number in itertools.count():
+            with self._lock:  # not held between two: another thread may read on meanwhile
+                if number >= len(self._members) and next(self._unread(), None) is None:
+                    return
+                info = self._members[number]
+            yield info.name, info.size
 
     def _unread(self) -> Iterator[tarfile.TarInfo]:
         while True:
@@ -103,6 +115,7 @@ class _Archive:
             if info is None:
                 return
             if info.isreg():
+                self._members.append(info)
                 self._found[info.name] = info
                 yield info
 
