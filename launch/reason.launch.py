@@ -14,7 +14,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from cosmos_reason_node.config import Config
 from cosmos_reason_node.deployment import LOG_LEVELS, parameter_file, reason, settings_from_text
-from cosmos_reason_node.ros.launching import argument, flag, launch_node
+from cosmos_reason_node.ros.launching import argument, flag, launch_node, node_namespace
 
 SETTINGS = tuple(dataclasses.fields(Config))
 
@@ -25,7 +25,7 @@ def start(context):
     use_sim_time = flag(context, "use_sim_time") if argument(context, "use_sim_time") else None
     process = reason(
         settings_from_text({setting.name: argument(context, setting.name) for setting in SETTINGS}),
-        namespace=argument(context, "namespace"),
+        namespace=node_namespace(context),
         parameter_files=[parameter_file(params_file)] if params_file else [],
         use_sim_time=use_sim_time,
         log_level=argument(context, "log_level"),
@@ -46,7 +46,11 @@ def generate_launch_description():
     """Arguments, then the node."""
     return LaunchDescription(
         [
-            DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the node."),
+            DeclareLaunchArgument(
+                "namespace",
+                default_value="",
+                description="ROS namespace of the node; a relative one goes under what was pushed.",
+            ),
             DeclareLaunchArgument(
                 "params_file",
                 default_value="",

@@ -8,7 +8,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from cosmos_reason_node.deployment import LOG_LEVELS, replay
-from cosmos_reason_node.ros.launching import argument, flag, launch_node
+from cosmos_reason_node.ros.launching import argument, flag, launch_node, node_namespace
 
 BOOLEAN = ("true", "false")
 
@@ -32,7 +32,7 @@ def start(context):
         reliability=text("reliability"),
         publish_clock=flag(context, "publish_clock"),
         name=text("node_name"),
-        namespace=text("namespace"),
+        namespace=node_namespace(context),
         log_level=text("log_level"),
     )
     return [launch_node(process)]
@@ -65,7 +65,11 @@ def generate_launch_description():
             ),
             declare("publish_clock", "false", "Publish /clock from the recording's time.", BOOLEAN),
             declare("node_name", "replay", "Name of the node; several replays need different ones."),
-            declare("namespace", "", "ROS namespace of the node."),
+            declare(
+                "namespace",
+                "",
+                "ROS namespace of the node; a relative one goes under what was pushed.",
+            ),
             declare("log_level", "info", "Level of the log.", LOG_LEVELS),
             OpaqueFunction(function=start),
         ]

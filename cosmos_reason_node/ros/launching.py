@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.launch_context import LaunchContext
 from launch_ros.actions import Node
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from ..deployment import PACKAGE, Process
 
@@ -35,6 +36,16 @@ def launch_node(process: Process, **options: Any) -> Node:
 def argument(context: LaunchContext, name: str) -> str:
     """Value of a launch argument."""
     return str(context.launch_configurations[name])
+
+
+def node_namespace(context: LaunchContext) -> str:
+    """The namespace that a node of this launch file gets; absolute.
+
+    The argument ``namespace`` goes under what an including file has pushed, unless it is absolute. Worked out
+    here and not by launch_ros, because the node's full name stands in its parameter file.
+    """
+    pushed = context.launch_configurations.get("ros_namespace")
+    return make_namespace_absolute(prefix_namespace(pushed, argument(context, "namespace") or None)) or "/"
 
 
 def flag(context: LaunchContext, name: str) -> bool:

@@ -9,16 +9,18 @@ import re
 import launch_pytest
 import psutil
 import pytest
-from launch import LaunchDescription
-from launch.actions import IncludeLaunchDescription, RegisterEventHandler
+from launch import LaunchContext, LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_pytest.actions import ReadyToTest
+from launch_ros.actions import PushROSNamespace
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import GetParameters
 
 from cosmos_reason_node import deployment
 from cosmos_reason_node.config import Config
+from cosmos_reason_node.ros.launching import node_namespace
 from tests.ros.client import Client
 from tests.ros.node_process import ROOT, tiny_model, until
 
@@ -26,14 +28,15 @@ pytestmark = pytest.mark.ros
 REASON = PythonLaunchDescriptionSource(str(ROOT / "launch" / "reason.launch.py"))
 REPLAY = PythonLaunchDescriptionSource(str(ROOT / "launch" / "replay.launch.py"))
 EPISODE = ROOT / "tests" / "assets" / "drawer_open.mp4"
-NODE = "/robot1/cosmos_reason"
-PARAMETERS = """\
+NAMESPACE = "/fleet/robot1"
+NODE = f"{NAMESPACE}/cosmos_reason"
+PARAMETERS = f"""\
 /**:
   ros__parameters:
     task: from the file
     monitors: [completion]
     monitor_think_tokens: 0
-/robot1/cosmos_reason:
+{NODE}:
   ros__parameters:
     valid_for_s: 7.0
     min_confidence: 0.25
@@ -59,13 +62,23 @@ def description(tmp_path_factory):
         "params_file": str(parameters),
         "log_level": "warn",
     }
-    replay = {"source": str(EPISODE), "topic": "front/image_raw", "namespace": "robot1", "loop": "true"}
+    replay = {"source": str(EPISODE), "topic": "front/image_raw", "loop": "true"}
     exits.clear()
     return LaunchDescription(
         [
             RegisterEventHandler(OnProcessExit(on_exit=record_exit)),
-            IncludeLaunchDescription(REASON, launch_arguments=reason.items()),
-            IncludeLaunchDescription(REPLAY, launch_arguments=replay.items()),
+            GroupAction(
+                [
+                    PushROSNamespace("fleet"),
+                    IncludeLaunchDescription(REASON, launch_arguments=reason.items()),
+                ]
+            ),
+            GroupAction(
+                [
+                    PushROSNamespace("fleet/robot1"),
+                    IncludeLaunchDescription(REPLAY, launch_arguments=replay.items()),
+                ]
+            ),
             ReadyToTest(),
         ]
     )
@@ -73,7 +86,7 @@ def description(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(description):
-    client = Client("robot1")
+    client = Client(NAMESPACE)
     yield client
     client.close()
 
@@ -106,7 +119,7 @@ def test_the_replayed_episode_is_answered(client):
     assert [window.camera for window in decision.windows] == ["front"]
     until(lambda: client.status.cameras[0].received, "a status that counts images")
     (camera,) = client.status.cameras
-    assert (camera.topic, camera.width, camera.height) == ("/robot1/front/image_raw", 320, 240)
+    assert (camera.topic, camera.width, camera.height) == (f"{NAMESPACE}/front/image_raw", 320, 240)
 
 
 @pytest.mark.launch(fixture=description)
@@ -140,6 +153,26 @@ def test_every_setting_is_a_documented_argument(launch_context):
         assert argument.description not in ("", "no description given"), name
         if name in settings:
             assert settings[name].metadata["doc"] in argument.description
+
+
+@pytest.mark.parametrize(
+    ("pushed", "given", "expected"),
+    [
+        (None, "", "/"),
+        (None, "robot1", "/robot1"),
+        (None, "/robot1/", "/robot1"),
+        ("/robot1", "", "/robot1"),
+        ("/robot1", "eyes", "/robot1/eyes"),
+        ("/robot1", "/eyes", "/eyes"),
+        ("/robot1", "/", "/"),
+    ],
+)
+def test_a_namespace_goes_under_the_pushed_one_unless_it_is_absolute(pushed, given, expected):
+    context = LaunchContext()
+    context.launch_configurations["namespace"] = given
+    if pushed:
+        PushROSNamespace(pushed).execute(context)
+    assert node_namespace(context) == expected
 
 
 def _is_ours(process: psutil.Process) -> bool:
