@@ -18,7 +18,7 @@ from cosmos_reason_node.prompt import letter
 from cosmos_reason_node.types import Query, Window
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Problem
-from training.data.readers import open_data_set
+from training.data.readers import DataSet, open_data_set
 from training.data.schema import Sample
 
 from .books import Ticket
@@ -38,6 +38,7 @@ class Task:
         sample: as it is asked: options in the order shown.
         root: folder that media paths start in.
         none: the right option was taken away: rejecting all of them is right.
+        whole: it asks about all of its clip, see DataSet.whole.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     sample: Sample
     root: Path
     none: bool = False
+    whole: bool = False
 
     @property
     def query(self) -> Query:
@@ -63,7 +65,8 @@ class Task:
 
     def windows(self, spec: WindowSpec) -> tuple[Window, ...]:
         """What is looked at; MediaError where a file is missing or damaged."""
-        return tuple(load_window(self.root, media, spec) for media in self.sample.media)
+        wanted = dataclasses.replace(spec, whole=self.whole)
+        return tuple(load_window(self.root, media, wanted) for media in self.sample.media)
 
 
 class TaskSampler:
@@ -81,7 +84,7 @@ class TaskSampler:
     def __init__(self, config: DataConfig, spec: ModelSpec, seed: int) -> None:
         self._config, self._seed = config, seed
         self.window = WindowSpec.of(spec)
-        self._sets: list[tuple[str, Path, list[Sample]]] = []
+        self._sets: list[tuple[str, DataSet, list[Sample]]] = []
         for source in config.sources:
             opened = open_data_set(Path(source.path).expanduser(), source.layout, strict=config.strict)
             samples = [s for s in opened.samples if not source.split or s.split == source.split]
@@ -92,7 +95,7 @@ class TaskSampler:
                 raise DataError([Problem(source.path, 0, "split", what)])
             for sample in samples:
                 _check_reward(sample, source.path)
-            self._sets.append((Path(source.path).name, opened.root, samples))
+            self._sets.append((Path(source.path).name, opened, samples))
         weights = np.array([source.weight for source in config.sources])
         self._shares = weights / weights.sum()
 
@@ -104,7 +107,7 @@ class TaskSampler:
     def draw(self, ticket: Ticket) -> Task:
         """The question of a ticket."""
         rng = np.random.default_rng([self._seed, ticket.iteration, ticket.place, ticket.attempt, _DRAW])
-        source, root, samples = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
+        source, opened, samples = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
         sample = samples[int(rng.integers(len(samples)))]
         none = False
         if sample.options:
@@ -112,7 +115,7 @@ class TaskSampler:
                 sample, none = with_none(sample, rng)
             elif self._config.shuffle_options:
                 sample = sample.reordered(rng.permutation(len(sample.options)).tolist())
-        return Task(sample.sample_id, source, sample, root, none)
+        return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample))
 
 
 def with_none(sample: Sample, rng: np.random.Generator) -> tuple[Sample, bool]:

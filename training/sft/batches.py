@@ -32,7 +32,6 @@ class RowLoader:
 
     def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, *, augment: bool, seed: int) -> None:
         self._tokenizer, self._spec, self._augment, self._seed = tokenizer, spec, augment, seed
-        self._window = WindowSpec.of(spec)
 
     def load(self, rows: Sequence[Row], key: tuple[int, ...]) -> RowBatch:
         """One forward pass.
@@ -48,9 +47,10 @@ class RowLoader:
         videos: list[list[VideoGrid]] = []
         for number, row in enumerate(rows):
             grids = []
+            wanted = WindowSpec.of(self._spec, whole=row.whole)
             for media in row.media:
                 try:
-                    window = load_window(row.root, media, self._window)
+                    window = load_window(row.root, media, wanted)
                 except MediaError as error:
                     what = f"{error.message}; or remove sample {row.names[0]}"
                     raise DataError([Problem(str(row.root), 0, "media", what)]) from error

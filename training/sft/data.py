@@ -35,6 +35,7 @@ class Row:
     Attributes:
         root: folder that media paths start in.
         media: what is looked at.
+        whole: at all of it, see DataSet.whole.
         branches: questions with answers.
         names: of the samples, for messages: file, row, id.
         length: bound on its tokens (a video may turn out shorter).
@@ -44,6 +45,7 @@ class Row:
 
     root: Path
     media: tuple[Media, ...]
+    whole: bool
     branches: tuple[Branch, ...]
     names: tuple[str, ...]
     length: int
@@ -139,16 +141,16 @@ def _load_source(
         splits = ", ".join(sorted({sample.split for sample in opened.samples}))
         what = f"has no sample of split {config.split!r}; it has: {splits}. Change the source's split"
         raise DataError([Problem(config.path, 0, "split", what)])
-    windows: dict[tuple[Media, ...], list[Sample]] = {}
+    windows: dict[tuple[tuple[Media, ...], bool], list[Sample]] = {}
     for sample in samples:
-        windows.setdefault(sample.media, []).append(sample)
+        windows.setdefault((sample.media, opened.whole(sample)), []).append(sample)
     packer = _RowPacker(opened.root, data, tokenizer, spec)
     rng = np.random.default_rng([seed, 0x524F57])
     rows: list[Row] = []
     first_rejected = len(rejections.problems)
-    for media, asked in windows.items():
+    for (media, whole), asked in windows.items():
         order = rng.permutation(len(asked))
-        rows += packer.rows(media, [asked[i] for i in order], rejections)
+        rows += packer.rows(media, whole, [asked[i] for i in order], rejections)
     if not rows:
         raise DataError(rejections.problems[first_rejected:])
     return Source(config.path, config.weight, tuple(rows), sum(len(row.branches) for row in rows))
@@ -157,12 +159,14 @@ def _load_source(
 class _RowPacker:
     def __init__(self, root: Path, data: DataConfig, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
         self._root, self._data, self._tokenizer, self._spec = root, data, tokenizer, spec
-        self._window = WindowSpec.of(spec)
         self._head = len(prompt.encode_prefix(tokenizer, []))
 
-    def rows(self, media: tuple[Media, ...], samples: list[Sample], rejections: Rejections) -> list[Row]:
+    def rows(
+        self, media: tuple[Media, ...], whole: bool, samples: list[Sample], rejections: Rejections
+    ) -> list[Row]:
         """Rows of all samples about one window, filled one after the other."""
-        visual = sum(self._visual_tokens(m) for m in media)
+        window = WindowSpec.of(self._spec, whole=whole)
+        visual = sum(self._visual_tokens(m, window) for m in media)
         shared = self._head + visual + 2 * len(media)  # each video stands between two tokens
         rows: list[Row] = []
         branches: list[Branch] = []
@@ -172,7 +176,8 @@ class _RowPacker:
             if branches:
                 total = shared + sum(map(_length, branches))
                 answers = sum(len(b.target) for b in branches)
-                rows.append(Row(self._root, media, tuple(branches), tuple(names), total, visual, answers))
+                held = tuple(branches), tuple(names)
+                rows.append(Row(self._root, media, whole, *held, total, visual, answers))
             branches.clear()
             names.clear()
 
@@ -218,9 +223,9 @@ class _RowPacker:
         )
         return Problem(*where, "answer", what)
 
-    def _visual_tokens(self, media: Media) -> int:
+    def _visual_tokens(self, media: Media, window: WindowSpec) -> int:
         """Bound on the visual tokens of a video, without opening it."""
-        spec, window = self._spec, self._window
+        spec = self._spec
         frames = window.num_frames
         if isinstance(media, Frames):
             frames = len(choose_frames(media, window).indices)

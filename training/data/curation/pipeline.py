@@ -284,6 +284,7 @@ class Pipeline:
                 capability="" if common_sense else question.label,
                 embodiment=config.embodiment,
                 licence=config.licence,
+                extra={"whole": True},  # the models that wrote it saw frames of all of the clip
             )
         except FieldErrors as error:
             raise Rejected("invalid", str(error)) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..problems import DataError, FieldErrors, Problem, Report
-from ..schema import Sample, Video
+from ..schema import QuestionKind, Sample, Video
 from . import cosmos_reason, jsonl, lerobot, llava
 
 Reader = Callable[[Path, Report], Iterator[Sample]]
@@ -38,6 +38,17 @@ class DataSet:
     layout: str
     samples: tuple[Sample, ...]
     report: Report
+
+    def whole(self, sample: Sample) -> bool:
+        """Whether a sample asks about all of its clip, so that a long one is looked at with longer ticks.
+
+        The same in training as in evaluation. Released clips and captions are about all of it; moments of
+        robots' episodes, and this project's own samples unless they say otherwise (``extra.whole``), are
+        about the newest frames, as the node asks.
+        """
+        if self.layout == "lerobot":
+            return sample.kind is QuestionKind.CAPTION
+        return self.layout != "samples" or bool(sample.extra.get("whole"))
 
 
 def find_layout(root: Path) -> str:
