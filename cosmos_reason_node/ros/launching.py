@@ -7,9 +7,9 @@ from typing import Any
 
 from launch.launch_context import LaunchContext
 from launch_ros.actions import Node
-from launch_ros.utilities import make_namespace_absolute, prefix_namespace
+from launch_ros.utilities import prefix_namespace
 
-from ..deployment import PACKAGE, Process
+from ..deployment import PACKAGE, Process, absolute_namespace
 
 
 def launch_node(process: Process, **options: Any) -> Node:
@@ -45,7 +45,7 @@ def node_namespace(context: LaunchContext) -> str:
     here and not by launch_ros, because the node's full name stands in its parameter file.
     """
     pushed = context.launch_configurations.get("ros_namespace")
-    return make_namespace_absolute(prefix_namespace(pushed, argument(context, "namespace") or None)) or "/"
+    return absolute_namespace(prefix_namespace(pushed, argument(context, "namespace") or None) or "")
 
 
 def flag(context: LaunchContext, name: str) -> bool:
