@@ -318,13 +318,21 @@ def _from_text(name: str, text: str) -> Any:
     default = getattr(Config, name)
     try:
         if isinstance(default, tuple):
-            items = yaml.safe_load(text) if text.strip().startswith("[") else text.split(",")
-            return tuple(str(item).strip() for item in items)
+            # The base loader leaves every item a text: no, 1.0 and null are options as good as others.
+            items = yaml.load(text, yaml.BaseLoader) if text.strip().startswith("[") else text.split(",")
+            if not all(isinstance(item, str) for item in items):  # reach: up
+                raise ValueError
+            return tuple(item.strip() for item in items)
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.strip().lower()]
         return type(default)(text)
     except (KeyError, ValueError, yaml.YAMLError):
-        kind = {tuple: "a list, as [a, b]", bool: "true or false", int: "a whole number", float: "a number"}
+        kind = {
+            tuple: "a list of texts, as [a, 'b: c']",
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+        }
         raise ValueError(f"{name} must be {kind[type(default)]}, not {text!r}") from None
 
 

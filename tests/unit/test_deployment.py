@@ -124,7 +124,24 @@ def test_texts_become_settings_of_the_right_type():
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("fps", "fast"), ("seed", "1.5"), ("autostart", "maybe"), ("cameras", "[a")]
+    "text", ["[yes, no, 1.50, 0x10, null, 2001-01-01]", "yes,no,1.50,0x10,null,2001-01-01"]
+)
+def test_items_of_a_list_stay_the_texts_they_are(text):
+    settings = deployment.settings_from_text({"action_options": text})
+    assert settings == {"action_options": ("yes", "no", "1.50", "0x10", "null", "2001-01-01")}
+    assert written(deployment.reason(settings)) == {"action_options": list(settings["action_options"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("fps", "fast"),
+        ("seed", "1.5"),
+        ("autostart", "maybe"),
+        ("cameras", "[a"),
+        ("action_options", "[reach: up, pull]"),
+        ("action_options", "[[reach, pull], stop]"),
+    ],
 )
 def test_texts_that_do_not_fit_are_refused_by_name(name, text):
     with pytest.raises(ValueError, match=name):
