@@ -132,7 +132,8 @@ def reason(
 
     Args:
         settings: any fields of :class:`~cosmos_reason_node.config.Config`; checked here, so that a bad value
-            fails at once. When ``model`` is empty or set nowhere the node takes :func:`bundled_model`.
+            fails at once. When ``model`` is empty or set nowhere, engine torch takes :func:`bundled_model`;
+            the other engines refuse.
         name: node name.
         namespace: ROS namespace; "" and "/" are the root.
         parameter_files: ROS parameter YAML files; ``settings`` win over them.

@@ -21,14 +21,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import rclpy
 from cosmos_reason_msgs.msg import Status
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
+from rclpy.timer import Timer
 
 from ..config import Config
 from ..deployment import transport_environment
@@ -79,11 +82,11 @@ class ReasonNode(LifecycleNode):
         self._service_servers = Services(self, lambda: self.session, self._publish_status, self._swap)
         self._action = ReasonAction(self, lambda: self.session)
         # Steady time: deadlines and heartbeats go on while simulated time stands still.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(POLL_PERIOD_S, caught(self, self._poll), clock=steady)
-        period_s = min(60.0, max(0.1, self.parameters.get("status_period_s")))
-        self.create_timer(period_s, caught(self, self._report), clock=steady)
-        self._report_period_s = period_s
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(POLL_PERIOD_S, caught(self, self._poll), clock=self._steady)
+        self._report_period_s = min(60.0, max(0.1, self.parameters.get("status_period_s")))
+        self._report_timer = self._reporting()
+        self._answer_every_transition()
 
     # -- lifecycle --
 
@@ -130,7 +133,36 @@ class ReasonNode(LifecycleNode):
         self._served = None
         setup = Setup.check(self.parameters.read())
         check_topics(self, setup.config)
+        if setup.config.status_period_s != self._report_period_s:
+            self._report_period_s = setup.config.status_period_s
+            self.destroy_timer(self._report_timer)
+            self._report_timer = self._reporting()
         self._served = self._serve(setup)
+
+    def _reporting(self) -> Timer:
+        return self.create_timer(self._report_period_s, caught(self, self._report), clock=self._steady)
+
+    def _answer_every_transition(self) -> None:
+        """Refuse transitions that the current state does not have.
+
+        rclpy raises there: that would end the process, and the client would wait for ever.
+        """
+        change = self._service_change_state.callback
+
+        def answered(request: Any, response: Any) -> Any:
+            try:
+                return change(request, response)
+            except rclpy_implementation.RCLError:
+                asked = request.transition.label or request.transition.id
+                allowed = [f"{label} ({key})" for key, label, *_ in self._state_machine.available_transitions]
+                self.get_logger().error(
+                    f"transition {asked} refused: the node is {self._state_machine.current_state[1]}; "
+                    f"possible now: {', '.join(allowed) or 'none'}"
+                )
+                response.success = False
+                return response
+
+        self._service_change_state.callback = answered
 
     def _serve(self, setup: Setup) -> Served:
         """An engine that is listened to while it is the one in service."""

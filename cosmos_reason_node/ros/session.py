@@ -39,6 +39,13 @@ from .recorder import DEFAULT_DIRECTORY, Recorder
 
 _MIB = 1 << 20
 _MARGIN_S = 1.0  # a bag of corrected frames begins so much earlier
+# The folder that an engine needs as the model; only torch can do with the bundled checkpoint.
+_EXPORTED = "the folder that training.export has written"
+_MODEL_FOLDER = {
+    "tensorrt": _EXPORTED,
+    "onnx": _EXPORTED,
+    "remote": "a folder with the configuration files of the checkpoint that the server serves (no weights)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +67,11 @@ class Setup:
         Raises:
             CosmosReasonError: with what is wrong and what to do.
         """
+        if not config.model and config.engine in _MODEL_FOLDER:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"model is empty: engine {config.engine} needs {_MODEL_FOLDER[config.engine]}",
+            )
         try:
             model = config.model or str(bundled_model())
         except FileNotFoundError as error:

@@ -8,14 +8,18 @@ import json
 
 import numpy as np
 import pytest
+from cosmos_reason_msgs.action import Reason
 from cosmos_reason_msgs.msg import Decision as DecisionMsg
 from cosmos_reason_msgs.msg import ErrorCode as ErrorCodeMsg
 from cosmos_reason_msgs.msg import QueryKind as QueryKindMsg
 from cosmos_reason_msgs.msg import Status as StatusMsg
 from cosmos_reason_msgs.srv import Query as QuerySrv
 
+from cosmos_reason_node.config import Config
 from cosmos_reason_node.engine.spec import EngineStatistics
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
+from cosmos_reason_node.monitors import Task
+from cosmos_reason_node.queries import complete_query
 from cosmos_reason_node.ros import messages
 from cosmos_reason_node.types import (
     Answer,
@@ -135,6 +139,13 @@ def test_a_request_becomes_a_query():
     with pytest.raises(CosmosReasonError, match="not 9") as info:
         messages.query_from(QuerySrv.Request(kind=9))
     assert info.value.code is ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("request_type", [QuerySrv.Request, Reason.Goal])
+def test_a_request_that_does_not_say_how_long_to_think_leaves_it_to_the_node(request_type):
+    query = messages.query_from(request_type(question="q?"))
+    assert query.think_tokens == -1
+    assert complete_query(query, Task(), Config(query_think_tokens=33)).think_tokens == 33
 
 
 def test_the_engine_s_work_in_status():

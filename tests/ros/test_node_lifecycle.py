@@ -97,6 +97,15 @@ def test_unconfigured_everything_answers_not_active(client):
     assert client.status.engine_state == Status.ENGINE_STOPPED
 
 
+def test_transitions_that_the_state_does_not_have_are_refused(client, node):
+    for transition in (Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_CLEANUP, 77):
+        assert not change(client, transition)
+        assert f"transition {transition} refused: the node is unconfigured" in node.output()
+    assert "possible now: configure (1), shutdown (5)" in node.output()
+    assert state(client) == State.PRIMARY_STATE_UNCONFIGURED
+    assert node.returncode is None
+
+
 def test_configure_refuses_what_cannot_work_and_says_why(client, node):
     good = str(tiny_model())
     assert set_text(client, "model", "/nowhere/at/all")[0]
@@ -104,6 +113,13 @@ def test_configure_refuses_what_cannot_work_and_says_why(client, node):
     assert state(client) == State.PRIMARY_STATE_UNCONFIGURED
     assert "MODEL_NOT_FOUND" in node.output()
     until(lambda: "/nowhere" in client.diagnostics["cosmos_reason: lifecycle"].message, "diagnostics")
+
+    # The bundled checkpoint's frames and window are not those of the model that a server has.
+    assert set_text(client, "model", "")[0]
+    assert set_text(client, "engine", "remote")[0]
+    assert not change(client, Transition.TRANSITION_CONFIGURE)
+    assert "model is empty: engine remote needs a folder" in node.output()
+    assert set_text(client, "engine", "torch")[0]
 
     assert set_text(client, "model", good)[0]
     assert set_text(client, "dtype", "int3")[0]
@@ -121,9 +137,15 @@ def test_configure_refuses_what_cannot_work_and_says_why(client, node):
     assert "RECORDING_FAILED" in node.output()
     assert set_text(client, "record_dir", "")[0]
 
+    assert set_number(client, "status_period_s", 0.1)[0]
     assert change(client, Transition.TRANSITION_CONFIGURE)
     assert state(client) == State.PRIMARY_STATE_INACTIVE
     assert not node.children(), "the engine starts at activation"
+
+
+def test_the_period_of_the_status_is_read_at_configure(client):
+    seen = len(client.statuses)
+    until(lambda: len(client.statuses) >= seen + 20, "20 reports at 0.1 s", 8.0)
 
 
 def test_activate_serves(client, node):

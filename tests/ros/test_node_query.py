@@ -97,11 +97,10 @@ def test_requests_that_cannot_be_served_get_a_named_error(client, fields, code):
 
 
 def test_several_questions_at_once_each_get_their_own_answer(client):
+    fields = {"kind": QueryKind.QUESTION, "yes_no": True, "think_tokens": 0}
     asked = {
-        f"Is object {i} there?": client.call_async(
-            Query, "query", kind=QueryKind.QUESTION, question=f"Is object {i} there?", yes_no=True
-        )
-        for i in range(5)
+        question: client.call_async(Query, "query", question=question, **fields)
+        for question in (f"Is object {i} there?" for i in range(5))
     }
     for question, future in asked.items():
         decision = client.result(future, 60.0, question).decision

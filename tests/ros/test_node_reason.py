@@ -131,9 +131,8 @@ def test_a_killed_engine_is_an_error_and_a_restart_and_the_node_serves_on(client
         "published error",
     )
     # Asked while the engine is down, answered once it is back.
-    waiting = client.call_async(
-        Query, "query", kind=QueryKind.QUESTION, question="still there?", deadline=Duration(sec=90)
-    )
+    fields = {"kind": QueryKind.QUESTION, "question": "still there?", "think_tokens": 0}
+    waiting = client.call_async(Query, "query", deadline=Duration(sec=90), **fields)
     until(lambda: client.status.engine_restarts == 1 and client.status.engine_state == READY, "restart", 90.0)
     assert client.result(waiting, 90.0, "reply").decision.error_code == ErrorCode.NONE
     after = len(client.decisions)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs from configuration to model: learning, resuming, and what can go wrong on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from cosmos_reason_node.models.qwen2_5_vl import load
+from cosmos_reason_node.models.spec import read_model_spec
+from cosmos_reason_node.types import QueryKind
 from tests.unit.sft_files import forked, make_data, make_model, settings, wait_for, write_config
 from training.settings import make_settings
 from training.sft.config import ConfigError, SftConfig
@@ -24,7 +27,12 @@ EXACT = ("step", "loss", "grad_norm", "rate", "samples", "tokens", "right")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("sft")
-    return make_model(root / "base"), make_data(root / "data")
+    base = make_model(root / "base")
+    own = json.loads((base / "cosmos_reason.json").read_text())
+    calibrated = {"confidence_temperature": 2.0, "temperature": {"completion": 3.0}}
+    (base / "cosmos_reason.json").write_text(json.dumps(own | calibrated))
+    (base / "generation_config.json").write_text('{"eos_token_id": [5, 7], "temperature": 0.6}')
+    return base, make_data(root / "data")
 
 
 def config(files, output, **sections):
@@ -65,6 +73,14 @@ def test_the_node_loads_the_model(finished, files):
         assert torch.equal(tensor, trained[f"network.{name}"].bfloat16().float()), name
     assert model.spec.frame_size == (112, 112)
     assert not torch.equal(model.network.lm_head.weight, load(files[0], device="cpu").network.lm_head.weight)
+
+
+def test_the_model_is_described_as_its_base_but_not_calibrated(finished, files):
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"):
+        assert (finished / "model" / name).read_bytes() == (files[0] / name).read_bytes(), name
+    spec = read_model_spec(finished / "model")
+    assert read_model_spec(files[0]).calibration(QueryKind.COMPLETION) == 3.0
+    assert {spec.calibration(kind) for kind in QueryKind} == {1.0}
 
 
 def test_killed_in_the_middle_it_goes_on_bit_for_bit(finished, files, tmp_path):

@@ -64,10 +64,12 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        _write_weights(merge(state, lora) if lora else state, base, partial, dtype)
+        # After the weights: what transformers writes beside them is worded for its own version, and lacks the
+        # base's way to generate. The architecture is the base's.
         for name in _DESCRIPTION:
             if (base / name).is_file():
                 shutil.copyfile(base / name, partial / name)
-        _write_weights(merge(state, lora) if lora else state, base, partial, dtype)
         _describe_window(base, spec, partial)
         check_files(partial)
         if lora:
@@ -105,5 +107,6 @@ def _describe_window(base: Path, spec: ModelSpec, directory: Path) -> None:
     own |= {"window_frames": spec.window_frames, "fps": spec.fps}
     if spec.frame_size is None:
         own["max_pixels"] = spec.max_pixels
-    own.pop("temperature", None)  # calibrated for the old weights
+    for calibrated in ("temperature", "confidence_temperature"):  # for the old weights
+        own.pop(calibrated, None)
     (directory / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
