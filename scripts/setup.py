@@ -37,6 +37,13 @@ LAUNCH = VENV / "launch"
 
 UV = "uv==0.13.9"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# What .venv takes from the distribution, as module -> Debian package; ros-base has not all of it.
+DISTRIBUTION_PACKAGES = {
+    "numpy": "python3-numpy",
+    "cv2": "python3-opencv",
+    "yaml": "python3-yaml",
+    "colcon_core": "python3-colcon-common-extensions",
+}
 OLD_DISTROS = ("ardent", "bouncy", "crystal", "dashing", "eloquent", "foxy", "galactic", "humble", "iron")
 STEP_TIMEOUT_S = 3600
 HEARTBEAT_S = 20
@@ -76,6 +83,8 @@ def main() -> int:
             distribution = sourced_distribution()
             install_system_packages(options.test)
             make_environment(distribution)
+            if distribution:
+                install_distribution_packages()
             install_torch(options.gpu)
             install_requirements(distribution, options.test)
             if options.test:
@@ -155,6 +164,18 @@ def make_environment(distribution: str) -> None:
     (VENV / "COLCON_IGNORE").touch()
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(kind)
+
+
+def install_distribution_packages() -> None:
+    """See that .venv finds in the distribution what it does not install itself; root on Debian gets it."""
+    names = tuple(DISTRIBUTION_PACKAGES)
+    query = f"import importlib.util as u; print(*[name for name in {names} if u.find_spec(name) is None])"
+    missing = _output(str(VENV / "bin" / "python"), "-c", query)
+    if missing is None:
+        raise SetupError(".venv does not work; run: make clean-all, then this again")
+    if missing.strip():
+        packages = [DISTRIBUTION_PACKAGES[name] for name in missing.split()]
+        _apt_install(packages, "the node uses the distribution's")
 
 
 def install_torch(gpu: str) -> None:

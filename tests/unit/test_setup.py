@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/setup.py, as far as it can be tried without installing anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ["python3-numpy", "python3-opencv", "python3-yaml", "python3-colcon-common-extensions"]
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """The script as a module, for a machine with a ROS 2 distribution, with folders of the test's own."""
+    spec = importlib.util.spec_from_file_location("scripts_setup", ROOT / "scripts" / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("BUILD", "VENV"):
+        monkeypatch.setattr(module, name, tmp_path / name.lower())
+    monkeypatch.setattr(module, "sourced_distribution", lambda: "jazzy")
+    monkeypatch.setattr(module, "install_system_packages", lambda test: None)
+    monkeypatch.setattr(module, "make_environment", lambda distribution: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py"])
+    monkeypatch.setenv("COSMOS_REASON_NO_APT", "1")
+    return module
+
+
+def has(script, *modules):
+    """Give .venv an interpreter that finds these modules besides the standard library."""
+    library = script.VENV / "library"
+    library.mkdir(parents=True)
+    for name in modules:
+        (library / f"{name}.py").touch()
+    python = script.VENV / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={library} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("found", "missing"),
+    [((), PACKAGES), (("numpy", "colcon_core"), ["python3-opencv", "python3-yaml"])],
+)
+def test_what_the_distribution_lacks_is_said_before_anything_is_installed(
+    script, monkeypatch, capsys, found, missing
+):
+    monkeypatch.setattr(script, "install_torch", lambda gpu: pytest.fail("installed"))
+    has(script, *found)
+    assert script.main() == 1
+    assert f"sudo apt-get install {' '.join(missing)}\n" in capsys.readouterr().err
+
+
+def test_a_complete_distribution_goes_on(script, monkeypatch):
+    has(script, *script.DISTRIBUTION_PACKAGES)
+    done = []
+    for step in ("install_torch", "install_requirements", "build_workspace"):
+        monkeypatch.setattr(script, step, lambda *arguments, step=step: done.append(step))
+    assert script.main() == 0
+    assert done == ["install_torch", "install_requirements", "build_workspace"]
