@@ -108,6 +108,22 @@ def test_a_failed_question_is_replaced_and_a_place_that_always_fails_ends_the_ru
         books.batch(0)
 
 
+def test_a_failure_after_groups_that_taught_nothing_does_not_end_the_run(tmp_path):
+    books = make(tmp_path, questions=1, dynamic_sampling=True)
+    books.published(0)
+    for _ in range(2):
+        finish(books, books.next_ticket("a", 0), rewards=(1.0, 1.0))
+    books.failed(books.next_ticket("a", 0), "its clip is broken")
+    assert books.next_ticket("a", 0) == Ticket(0, 0, 3)
+    again = make(tmp_path, questions=1, dynamic_sampling=True)  # a restart meets the same questions
+    again.published(0)
+    for attempt in (2, 3):
+        assert again.next_ticket("a", 0) == Ticket(0, 0, attempt)
+        again.failed(Ticket(0, 0, attempt), "its clip is broken")
+    finish(again, again.next_ticket("a", 0))
+    assert len(again.batch(0)) == 1
+
+
 def test_a_question_over_which_workers_die_has_failed(tmp_path):
     books = make(tmp_path)
     books.published(0)

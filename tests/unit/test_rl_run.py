@@ -17,9 +17,9 @@ from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
 from training.rl.books import BooksError, RolloutError, Ticket
 from training.rl.config import ConfigError, load_config, make_config
-from training.rl.loop import make_books, make_roller, roll_one, run_inline
+from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
-from training.rl.publish import WeightStore
+from training.rl.publish import WeightStore, weight_store
 from training.rl.rewards import judge
 from training.rl.run import prepare, train_role
 from training.rl.tasks import TaskSampler, with_none
@@ -222,6 +222,35 @@ def test_a_group_that_takes_too_long_is_a_clear_failure(base, tmp_path, capsys):
     assert roll_one(books, WeightStore(tmp_path), roller, "a")
     assert books.counts.failed == 1
     assert "DEADLINE_EXCEEDED" in capsys.readouterr().out
+
+
+def test_a_worker_waits_for_weights_that_are_announced_but_not_written(base, tmp_path):
+    config = short(*base, tmp_path / "run")
+    roller, store, books = make_roller(config), weight_store(config), make_books(config)
+    store.publish(0, roller._model.network.state_dict())
+    books.published(0)
+    assert roll_one(books, store, roller, "a")  # takes them
+    books.published(1)
+    assert not roll_one(books, store, roller, "a")  # or it would read the old ones without a pause
+    store.publish(1, roller._model.network.state_dict())
+    assert roll_one(books, store, roller, "a")
+    assert roller.version == 1
+
+
+def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
+    base, data = make_base(tmp_path / "toy")
+    config = short(base, data, tmp_path / "run")
+    roller, books = make_roller(config), make_books(config)
+    roller.version = 0
+    books.published(0)
+    assert roll_one(books, WeightStore(tmp_path), roller, "a")
+    assert judge_one(books, roller.sampler, config, "j")
+    assert make_books(config).report()["done"] == 1
+    lines = (data / "samples.jsonl").read_text().splitlines(keepends=True)
+    (data / "samples.jsonl").write_text("".join(lines[1:]))
+    assert make_books(config).report()["done"] == 0
+    (data / "samples.jsonl").write_text("".join(lines))
+    assert make_books(config).report()["done"] == 1
 
 
 def test_a_loss_that_is_not_finite(base, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from typing import Any
 
 from .books import Books, BooksError, arguments
 from .config import RlConfig
+from .loop import make_sampler
 
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
@@ -75,8 +76,9 @@ def run_ray(config: RlConfig) -> None:
     if started:
         _start_ray(config)
     Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
+    questions = make_sampler(config).digest
     role: Any = ray.remote(_BooksActor)
-    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config)
+    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, questions)
     books = RemoteBooks(actor)
     keeper = _Keeper(config, books)
     try:
@@ -93,8 +95,8 @@ def run_ray(config: RlConfig) -> None:
 class _BooksActor(Books):
     """The books in a process of their own."""
 
-    def __init__(self, config: RlConfig) -> None:
-        super().__init__(**arguments(config))
+    def __init__(self, config: RlConfig, questions: str) -> None:
+        super().__init__(**arguments(config, questions))
 
 
 def _train(config: RlConfig, books: RemoteBooks) -> None:

@@ -258,7 +258,7 @@ class Books:
         self.counts.failed += 1
         entry.reasons.append(reason)
         print(f"{ticket}: {reason}", flush=True)
-        if ticket.attempt + 1 >= self._max_attempts:
+        if len(entry.reasons) >= self._max_attempts:  # questions replaced for other reasons do not count
             self._broken = (
                 f"place {ticket.place} of iteration {ticket.iteration}: {len(entry.reasons)} questions in a "
                 f"row failed, the last because: {reason}"
@@ -471,10 +471,16 @@ class Books:
                 os.replace(partial, path)
 
 
-def arguments(config: RlConfig) -> dict[str, Any]:
-    """What a run's books are made with; the journal's folder is named after what its groups depend on."""
-    depends = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
-    name = hashlib.sha256(repr((depends, config.run.seed)).encode()).hexdigest()[:8]
+def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
+    """What a run's books are made with; the journal's folder is named after what its groups depend on.
+
+    Args:
+        config: of the run.
+        questions: digest of all that may be asked: a ticket's question is drawn anew from them, so answers to
+            others must not be taken back.
+    """
+    settings = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
+    name = hashlib.sha256(repr((settings, config.run.seed, questions)).encode()).hexdigest()[:8]
     return {
         "directory": Path(config.run.output).expanduser() / "rollouts" / name,
         "questions": config.questions,

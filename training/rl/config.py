@@ -87,8 +87,8 @@ class DataConfig:
     Attributes:
         sources: data sets; each is drawn from with equal probability unless weights say otherwise.
         shuffle_options: show a question's options in another order each time it is drawn.
-        none_share: share of multiple-choice questions from which the right option is taken away, so that
-            rejecting all of them is right.
+        none_share: share of multiple-choice questions that get "none of the options" as their last option; in
+            half of them in place of the right one, so that rejecting all others is right.
         max_tokens: bound on rows x longest row of one forward pass of the trainer; a row is a question with
             its group of answers.
         strict: an unusable row of a data set ends the run; otherwise it is left out and counted.

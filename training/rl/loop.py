@@ -70,8 +70,9 @@ def roll_one(books: WorkerBooks, store: WeightStore, roller: Roller, name: str) 
     if order is None:
         return False
     if isinstance(order, int):
+        before = roller.version
         roller.load(store)
-        return True
+        return roller.version != before
     try:
         group = roller.roll(order)
     except RolloutError as error:
@@ -105,7 +106,7 @@ def rollout_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
 
 def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
     """A reward worker, until the books say stop."""
-    sampler = TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
+    sampler = make_sampler(config)
     _loop(books, name, "reward", lambda: judge_one(books, sampler, config, name))
 
 
@@ -124,7 +125,12 @@ def run_inline(config: RlConfig) -> None:
 
 def make_books(config: RlConfig) -> Books:
     """The run's books; groups that its journal holds are taken back."""
-    return Books(**arguments(config))
+    return Books(**arguments(config, make_sampler(config).digest))
+
+
+def make_sampler(config: RlConfig) -> TaskSampler:
+    """The run's questions."""
+    return TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
 
 
 def make_roller(config: RlConfig) -> Roller:

@@ -81,6 +81,7 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
                 books.published(iteration)
                 if monitor:
                     monitor.published(iteration, time.monotonic() - started)
+            context.share(0)  # nobody asks the books for answers of weights that are still being written
 
         def collect(iteration: int) -> list[Group]:
             clock.busy()

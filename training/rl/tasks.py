@@ -8,6 +8,7 @@ trainer and a resumed run all see the same question without telling each other.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,16 @@ class TaskSampler:
             self._sets.append((Path(source.path).name, opened, samples))
         weights = np.array([source.weight for source in config.sources])
         self._shares = weights / weights.sum()
+
+    @property
+    def digest(self) -> str:
+        """Of all samples: what a ticket's question depends on besides the settings."""
+        found = hashlib.sha256()
+        for name, _, samples in self._sets:
+            found.update(name.encode())
+            for sample in samples:
+                found.update(repr(sample).encode())
+        return found.hexdigest()
 
     @property
     def names(self) -> list[str]:
