@@ -39,7 +39,8 @@ class RemoteText:
         self._query, self._free, self._most, self._visual = query, free, most, visual
         self._min_confidence = min_confidence
         self._opened, self._thoughts, self._content = opened, "", ""
-        self._tops: list[tuple[int, list[tuple[str, float]]]] = []  # place in the content, likeliest tokens
+        # Per token: where it ends in the content, and the likeliest tokens in its place.
+        self._tops: list[tuple[int, list[tuple[str, float]]]] = []
         self._finish = ""
         self._usage: Mapping[str, Any] = {}
 
@@ -68,11 +69,11 @@ class RemoteText:
                 delta = choice.get("delta") or {}
                 thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
                 text = delta.get("content") or ""
-                at = len(self._content)
+                end = len(self._content)
                 for entry in (choice.get("logprobs") or {}).get("content") or ():
                     tops = [(str(top["token"]), float(top["logprob"])) for top in entry["top_logprobs"]]
-                    self._tops.append((at, tops))
-                    at += len(str(entry["token"]))
+                    end += len(str(entry["token"]))
+                    self._tops.append((end, tops))
                 self._thoughts += thought
                 self._content += text
                 new += thought + text
@@ -160,8 +161,7 @@ class RemoteText:
         begins = 0 if begins < 0 else begins + len("<answer>")
         body = self._content[begins:]
         at = begins + len(body) - len(body.lstrip())
-        for place, tops in self._tops:
-            end = place + max((len(token) for token, _ in tops), default=0)
+        for end, tops in self._tops:
             if end > at:  # the first token that reaches into the answer
                 masses = [
                     sum(math.exp(value) for token, value in tops if token.strip() in side) for side in sides

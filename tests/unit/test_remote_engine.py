@@ -107,6 +107,23 @@ def test_a_server_without_log_probabilities_is_believed_as_little_as_may_be(serv
     assert (answer.verdict, answer.confidence) == (Verdict.YES, pytest.approx(0.6))
 
 
+def test_the_answer_s_own_token_is_weighed_not_one_before_it(server, monkeypatch):
+    """The line break before the answer has yes, no and a longer token among its alternatives."""
+    before = {"\n": math.log(0.9), "No": math.log(0.08), "Yes": math.log(0.004), "</answer>": math.log(0.001)}
+    own = {"Yes": math.log(0.95), "No": math.log(0.05)}
+
+    def stream(self):
+        for text, tops in (("\n", before), ("Yes", own), ("\n</answer>", {})):
+            entries = [{"token": token, "logprob": value} for token, value in tops.items()]
+            logprobs = {"content": [{"token": text, "logprob": -0.1, "top_logprobs": entries}]}
+            yield {"choices": [{"delta": {"content": text}, "logprobs": logprobs}]}
+        yield {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    answer = ended(engine(server), request(AT_ONCE))[0].answer
+    assert (answer.verdict, answer.confidence) == (Verdict.YES, pytest.approx(0.95))
+
+
 def test_thoughts_that_a_server_takes_out_are_put_back(server, monkeypatch):
     def stream(self):
         yield {"choices": [{"delta": {"reasoning_content": "it is open"}}]}
