@@ -134,9 +134,9 @@ class CameraWindows:
         return window
 
     def check_fresh(self, name: str, max_stale_s: float) -> None:
-        """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest frame of ``name`` is recent."""
+        """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest image of ``name`` is recent."""
         camera = self._cameras[name]
-        age_s = None if camera.fresh_ns is None else (self._clock() - camera.fresh_ns) / 1e9
+        age_s = self._age_s(camera)
         if age_s is not None and age_s <= max_stale_s:
             return
         if camera.bad_ns is not None and (age_s is None or camera.bad_ns > camera.arrived_ns):
@@ -150,6 +150,16 @@ class CameraWindows:
             )
         raise CosmosReasonError(
             ErrorCode.STALE_FRAMES,
-            f"the newest frame of camera {name!r} is {age_s:.1f} s old by the node's clock (limit "
+            f"the newest image of camera {name!r} is {age_s:.1f} s old by the node's clock (limit "
             f"{max_stale_s:g} s): is {camera.topic} still published, and is its clock in step?",
         )
+
+    def _age_s(self, camera: _Camera) -> float | None:
+        """Of the newest image, also of one between two frames: on a slow grid frames are rare."""
+        fresh_ns, usable_ns = camera.fresh_ns, camera.buffer.usable_ns
+        if fresh_ns is None:
+            return None
+        if usable_ns is not None:
+            # By a clock that runs ahead of the node's: about when it arrived.
+            fresh_ns = max(fresh_ns, usable_ns - max(0, camera.ahead_ns))
+        return (self._clock() - fresh_ns) / 1e9

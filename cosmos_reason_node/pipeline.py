@@ -89,7 +89,7 @@ class Pipeline:
         self._queue = QueryQueue(config.max_queries)
         self._running: dict[str, _Running] = {}
         self._last_code: dict[tuple[str, int], ErrorCode] = {}
-        self._since_ns = clock()
+        self._since_s = steady()
         self._closed = False
         self.task = Task()
         self.set_task(Task(config.task, config.affordance_action, config.action_options))
@@ -147,7 +147,7 @@ class Pipeline:
     def clock_jumped(self) -> None:
         """Node time was set back: windows start anew, running monitor requests are dropped."""
         self._cameras.clear()
-        self._since_ns = self._clock()
+        self._since_s = self._steady()
         self._schedule.forget()
         self._drop_monitors()
 
@@ -266,10 +266,12 @@ class Pipeline:
     def poll(self) -> None:
         """Enforce deadlines and notice cameras that went silent. Call it every 50 ms or so."""
         self._expire()
+        # In steady time: simulated time starts with a jump past any pause.
+        settled = self._steady() - self._since_s > self.config.max_stale_s
         if self._monitors_on():
             for name in self._cameras:
                 error = self.camera_error(name)
-                if error and self._clock() - self._since_ns > self.config.max_stale_s * 1e9:
+                if error and settled:
                     self._schedule.skip(name)
                     self._monitors_fail(name, error.code, error.message)
         self._serve()

@@ -99,7 +99,13 @@ class WindowBuffer:
         # One more pair than a window, so that an unfinished pair does not push out the oldest complete one.
         self._frames: deque[tuple[int, Frame]] = deque(maxlen=num_frames + 2)
         self._newest_ns: int | None = None
+        self._usable_ns: int | None = None
         self._offered_tick: int | None = None
+
+    @property
+    def usable_ns(self) -> int | None:
+        """Stamp of the newest image that is a frame or was not needed beside one; None without frames."""
+        return self._usable_ns
 
     def offer(self, stamp_ns: int) -> Offer:
         """Decide about a frame by its stamp, before it is decoded.
@@ -123,6 +129,8 @@ class WindowBuffer:
         self._newest_ns = stamp_ns
         if self._offered_tick is not None and tick == self._offered_tick:
             self.counters.skipped += 1
+            if self._usable_ns is not None:
+                self._usable_ns = stamp_ns
             return Offer.SKIP
         self._offered_tick = tick
         self.counters.sampled += 1
@@ -152,6 +160,7 @@ class WindowBuffer:
                 for tick in range(last_tick + 1, frame.tick):
                     self._frames.append((tick, last))
         self._frames.append((frame.tick, frame))
+        self._usable_ns = max(frame.stamp_ns, self._usable_ns or 0)
 
     def window(self, min_frames: int = 2) -> Window | None:
         """The newest window that ends on a complete pair; None while it is shorter than ``min_frames``.
@@ -183,6 +192,7 @@ class WindowBuffer:
         """Forget all frames (not the counters)."""
         self._frames.clear()
         self._newest_ns = None
+        self._usable_ns = None
         self._offered_tick = None
 
     def _jump(self) -> None:
