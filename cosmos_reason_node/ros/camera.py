@@ -33,6 +33,7 @@ from . import cdr, qos
 from .convert import Converted, SizeRule, convert_compressed, convert_image
 
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+NO_STAMP = "header.stamp is zero or invalid: let the driver fill in the time of capture"
 _WATCH_S = 0.5
 # (topic, serialized message): see Recorder.record.
 Tap = Callable[[str, bytes], None]
@@ -210,7 +211,10 @@ class Camera:
             self.buffer.offer(-1)
             self._bad(error)
             return
-        if self.buffer.offer(stamp_ns) is not Offer.SAMPLE:
+        offer = self.buffer.offer(stamp_ns)
+        if offer is not Offer.SAMPLE:
+            if offer is Offer.INVALID and self._on_bad_image is not None:
+                self._on_bad_image(self.name, NO_STAMP)
             return
         try:
             frame_id, image = self._convert(serialized)

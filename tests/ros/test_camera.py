@@ -155,6 +155,17 @@ def test_a_bad_image_is_counted_explained_and_survived(bench: Bench):
     assert report.encoding == "bgr8"
 
 
+def test_images_without_a_stamp_are_named(bench: Bench):
+    camera = bench.camera()
+    publisher = bench.publisher(Image, TOPIC, RELIABLE)
+    publisher.publish(image(0))
+    bench.until(lambda: bench.buffer.counters.received == 1, "the image")
+    ((name, reason),) = bench.bad
+    assert name == "front"
+    assert "header.stamp" in reason
+    assert (camera.report().invalid_stamps, camera.report().bad_images) == (1, 0)
+
+
 def test_auto_reliability_follows_the_publishers(bench: Bench):
     camera = bench.camera()
     assert camera.profile.reliability == ReliabilityPolicy.BEST_EFFORT  # nobody there: hears everybody

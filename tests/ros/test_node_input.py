@@ -128,9 +128,18 @@ def test_images_without_a_usable_stamp_are_counted(client, front, spoil):
     try:
         until(lambda: camera(client, "front").invalid_stamps >= invalid + 3, "invalid stamps counted")
         until(
-            lambda: client.ask("?", cameras=["front"]).error_code == ErrorCode.STALE_FRAMES,
-            "the reply says so",
+            lambda: client.ask("?", cameras=["front"]).error_code == ErrorCode.BAD_IMAGE, "the reply says so"
         )
+        assert "header.stamp" in client.ask("?", cameras=["front"]).error_msg
+        entry = until(
+            lambda: (
+                client.diagnostics["cosmos_reason: camera front"].level == b"\x02"
+                and client.diagnostics["cosmos_reason: camera front"]
+            ),
+            "diagnostics",
+        )
+        assert "header.stamp is zero" in entry.message
+        assert "images without a usable stamp" in entry.message, "beside what else is wrong"
     finally:
         front.spoil = None
     healthy(client, "front")
