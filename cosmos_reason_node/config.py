@@ -204,7 +204,7 @@ class Config:
     )
     max_stale_s: float = setting(
         2.0,
-        "A newest frame older than this is not answered from (STALE_FRAMES), seconds.",
+        "A camera whose newest image is older than this is not answered from (STALE_FRAMES), seconds.",
         low=0.05,
         high=3600.0,
         live=True,
@@ -221,7 +221,17 @@ class Config:
     # Recording
     record_dir: str = setting("", "Directory for bags; empty = ~/.ros/cosmos_reason.")
     record_continuous: bool = setting(
-        False, "Record cameras and decisions all the time, as bags of record_split_s."
+        False,
+        "Record cameras and decisions all the time, as bags of record_split_s. When it stops (disk full), it "
+        "goes on by itself once there is room.",
+    )
+    record_memory_s: float = setting(
+        60.0,
+        "How far the past in memory reaches, seconds, as far as record_buffer_mb allows: what capture and "
+        "correct can still write. At least record_before_s.",
+        low=0.0,
+        high=600.0,
+        live=True,
     )
     record_before_s: float = setting(
         10.0, "Past that capture writes by default, seconds.", low=0.0, high=600.0, live=True

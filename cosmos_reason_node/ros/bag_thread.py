@@ -28,6 +28,7 @@ class BagThread:
         until_s: moment (monotonic) of the end.
         queue_bytes: entries that may wait; what comes beyond is dropped and counted.
         failed: called from the thread with the reason when writing has to stop.
+        warn: called with a sentence when messages begin to be left out.
         split_s: length of a bag, seconds.
         next_writer: opens the bag that follows it.
     """
@@ -40,6 +41,7 @@ class BagThread:
         until_s: float,
         queue_bytes: int,
         failed: Callable[[str], None],
+        warn: Callable[[str], None],
         split_s: float = math.inf,
         next_writer: Callable[[], BagWriter] = _one_bag,
     ) -> None:
@@ -48,6 +50,7 @@ class BagThread:
         self._until_s = until_s
         self._queue_bytes = queue_bytes
         self._failed = failed
+        self._warn = warn
         self._split_s = split_s
         self._next_writer = next_writer
         self._split_at_s = time.monotonic() + split_s
@@ -89,7 +92,7 @@ class BagThread:
             if self._queued_bytes + len(entry.serialized) > self._queue_bytes:
                 self._dropped += 1
                 if self._dropped == 1:
-                    self._failed(f"the disk is too slow for {self.path}: messages are left out of the bag")
+                    self._warn(f"the disk is too slow for {self.path}: messages are left out of the bag")
                 return
             self._queue.append(entry)
             self._queued_bytes += len(entry.serialized)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CosmosReasonError, ErrorCode
@@ -20,6 +22,25 @@ from ..types import Decision, Query, QueryKind, Verdict
 
 FILE = "corrections.jsonl"
 _REMEMBERED = 20_000  # decisions: about an hour at six a second
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered of a decision.
+
+    Attributes:
+        query: what was asked.
+        said: what the model answered, as a label.
+        stamp_ns: of the newest image, nanoseconds of capture time.
+        first: (camera, stamp) of the oldest image of each window.
+        published_s: moment of its publication, monotonic.
+    """
+
+    query: Query
+    said: str
+    stamp_ns: int
+    first: tuple[tuple[str, int], ...]
+    published_s: float
 
 
 class Corrections:
@@ -33,18 +54,19 @@ class Corrections:
     def __init__(self, directory: str | Path, remembered: int = _REMEMBERED) -> None:
         self.path = Path(directory).expanduser() / FILE
         self._remembered = remembered
-        self._decisions: OrderedDict[str, tuple[Query, str, int, int]] = OrderedDict()
+        self._decisions: OrderedDict[str, Known] = OrderedDict()
 
     def add(self, decision: Decision) -> None:
         """Remember a published decision."""
         if decision.windows:
-            start_ns = min(window.start_ns for window in decision.windows)
-            said = _said(decision)
-            self._decisions[decision.decision_id] = (decision.query, said, decision.stamp_ns, start_ns)
+            first = tuple((window.camera, window.start_ns) for window in decision.windows)
+            self._decisions[decision.decision_id] = Known(
+                decision.query, _said(decision), decision.stamp_ns, first, time.monotonic()
+            )
             if len(self._decisions) > self._remembered:
                 self._decisions.popitem(last=False)
 
-    def correct(self, decision_id: str, verdict: Verdict, answer: str, note: str) -> int:
+    def correct(self, decision_id: str, verdict: Verdict, answer: str, note: str) -> Known:
         """Write a correction to disk.
 
         Args:
@@ -54,7 +76,7 @@ class Corrections:
             note: anything worth knowing.
 
         Returns:
-            When the window of the decision began, nanoseconds of capture time.
+            What the correction is about.
 
         Raises:
             CosmosReasonError: INVALID_REQUEST or QUESTION_TOO_LONG when the label does not fit the question,
@@ -67,14 +89,13 @@ class Corrections:
                 f"no decision {decision_id!r} about images is among the last {self._remembered} of this "
                 "activation: copy decision_id from the decisions topic",
             )
-        query, said, stamp_ns, start_ns = known
         check_query(Query(QueryKind.QUESTION, question=note or "-"))  # bounds and control tokens
         line = {
             "decision_id": decision_id,
-            "answer": _label(query, verdict, answer),
-            "said": said,
+            "answer": _label(known.query, verdict, answer),
+            "said": known.said,
             "note": note,
-            "stamp_ns": stamp_ns,
+            "stamp_ns": known.stamp_ns,
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +110,7 @@ class Corrections:
             raise CosmosReasonError(
                 ErrorCode.RECORDING_FAILED, f"the correction cannot be written to {self.path} ({error})"
             ) from error
-        return start_ns
+        return known
 
 
 def _said(decision: Decision) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/diagnostics: one entry for the engine and one a camera, with what is wrong and what to do."""
+"""/diagnostics: entries of the engine, the recorder and each camera, with what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rclpy.node import Node
 
 from ..engine.spec import EngineState, EngineStatistics, EngineStatus
 from .camera import CameraReport
+from .recorder import RecorderReport
 from .session import Session
 
 AHEAD_LIMIT_S = 0.1  # stamps further ahead of the node's clock are reported
@@ -83,6 +84,7 @@ class Diagnostics:
         self._node = node
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._watches: dict[str, CameraWatch] = {}
+        self._dropped = 0
 
     def publish(
         self,
@@ -102,6 +104,8 @@ class Diagnostics:
             error: why the last transition failed; empty when it did not.
         """
         array = DiagnosticArray(status=[self._lifecycle(error), self._engine(engine, work, session)])
+        if session is not None:
+            array.status.append(self._recorder(session.recorder.report()))
         for name, report in reports.items():
             array.status.append(self._camera(name, report, session))
         array.header.stamp = self._node.get_clock().now().to_msg()
@@ -149,6 +153,25 @@ class Diagnostics:
         message = f"{status.state.value}: {status.error_msg}" if status.error_msg else status.state.value
         return self._entry("engine", _LEVELS[status.state], message, values)
 
+    def _recorder(self, report: RecorderReport) -> DiagnosticStatus:
+        level, message = DiagnosticStatus.OK, report.recording or report.capturing or "nothing to write"
+        if report.dropped > self._dropped:
+            level = DiagnosticStatus.WARN
+            message = (
+                f"the disk is too slow: {report.dropped - self._dropped} messages are left out of {message}"
+            )
+        self._dropped = report.dropped
+        if report.error:
+            level, message = DiagnosticStatus.ERROR, report.error
+        values = {
+            "recording": report.recording,
+            "capturing": report.capturing,
+            "written": f"{report.bytes_written / 2**20:.1f} MiB",
+            "dropped": report.dropped,
+            "memory": f"{report.buffered_bytes / 2**20:.1f} MiB, {report.buffered_s:.1f} s",
+        }
+        return self._entry("recorder", level, message, values)
+
     def _camera(self, name: str, report: CameraReport, session: Session | None) -> DiagnosticStatus:
         watch = self._watches.setdefault(name, CameraWatch())
         troubles = watch.troubles(report)
@@ -162,7 +185,7 @@ class Diagnostics:
             level, message = DiagnosticStatus.WARN, "; ".join(troubles)
         silent = session.pipeline.camera_error(name) if session is not None else None
         if silent is not None:
-            level, message = DiagnosticStatus.ERROR, silent.message
+            level, message = DiagnosticStatus.ERROR, "; ".join([silent.message, *troubles])
         patience_s = session.pipeline.config.max_stale_s if session is not None else 0.0
         changed = watch.silence(silent is not None, patience_s)
         if changed and silent is not None:
@@ -170,7 +193,7 @@ class Diagnostics:
         elif changed is False:
             self._node.get_logger().info(f"camera {name}: images arrive ({report.width}x{report.height})")
         if report.problems:
-            level, message = DiagnosticStatus.ERROR, "; ".join(report.problems)
+            level, message = DiagnosticStatus.ERROR, "; ".join([*report.problems, *troubles])
         values = {
             field: getattr(report, field)
             for field in ("topic", "type", "encoding", "width", "height", "qos", "received", "sampled")

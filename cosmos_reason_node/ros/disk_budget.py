@@ -49,22 +49,30 @@ class DiskBudget:
             CosmosReasonError: DISK_BUDGET_EXCEEDED; nothing was accounted for.
         """
         with self._lock:
-            if self._used + size > self._limit:
-                raise CosmosReasonError(
-                    ErrorCode.DISK_BUDGET_EXCEEDED,
-                    f"the bags in {self._directory} take {self._used / 2**20:.0f} of "
-                    f"{self._limit / 2**20:.0f} MiB; move some away or raise record_budget_mb",
-                )
-            if self._unchecked >= _CHECK_EVERY_BYTES:
-                self._free, self._unchecked = self._measure_free(), 0
-            if self._free - self._unchecked - size < self._min_free:
-                raise CosmosReasonError(
-                    ErrorCode.DISK_BUDGET_EXCEEDED,
-                    f"the disk of {self._directory} has {self._free / 2**20:.0f} MiB left, of which "
-                    f"{self._min_free / 2**20:.0f} stay free; make room or set record_dir to another disk",
-                )
+            self._check(size)
             self._used += size
             self._unchecked += size
+
+    def require(self, size: int) -> None:
+        """Raise as ``spend`` would; nothing is accounted for."""
+        with self._lock:
+            self._check(size)
+
+    def _check(self, size: int) -> None:
+        if self._used + size > self._limit:
+            raise CosmosReasonError(
+                ErrorCode.DISK_BUDGET_EXCEEDED,
+                f"the bags in {self._directory} take {self._used / 2**20:.0f} of "
+                f"{self._limit / 2**20:.0f} MiB; move some away or raise record_budget_mb",
+            )
+        if self._unchecked >= _CHECK_EVERY_BYTES:
+            self._free, self._unchecked = self._measure_free(), 0
+        if self._free - self._unchecked - size < self._min_free:
+            raise CosmosReasonError(
+                ErrorCode.DISK_BUDGET_EXCEEDED,
+                f"the disk of {self._directory} has {self._free / 2**20:.0f} MiB left, of which "
+                f"{self._min_free / 2**20:.0f} stay free; make room or set record_dir to another disk",
+            )
 
     def _measure_free(self) -> int:
         space = os.statvfs(self._directory)

@@ -306,7 +306,7 @@ class ReasonNode(LifecycleNode):
             return
         self._served = dataclasses.replace(self._served, setup=self._served.setup.with_live(config))
         if self.session is not None:
-            self.session.pipeline.update(self._served.setup.config)
+            self.session.update(self._served.setup.config)
 
     def _poll(self) -> None:
         if self._stopping() and not self.stopped.done():
@@ -345,7 +345,8 @@ class ReasonNode(LifecycleNode):
             msg.queries_running = pipeline.running
             msg.decisions = pipeline.decisions
             msg.superseded = pipeline.superseded
-            msg.recording = recording.path
+            msg.recording = recording.recording
+            msg.capturing = recording.capturing
             msg.recording_bytes = recording.bytes_written
         self._outlets.publish_status(msg)
 

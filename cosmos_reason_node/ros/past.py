@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
+from ..errors import CosmosReasonError
 from .bag_writer import BagTopic
+from .cdr import read_stamp
 
 # Larger messages are images: they go first when memory is short.
 _BULK_BYTES = 16384
@@ -48,6 +51,15 @@ class Past:
         """Bytes held."""
         return self._images.size + self._others.size
 
+    def keep(self, keep_s: float) -> None:
+        """Keep entries for ``keep_s`` from now on."""
+        self._keep_s = keep_s
+
+    def reach_s(self, now_s: float) -> float:
+        """How far the images in memory reach back at ``now_s``, seconds; without images, the rest."""
+        oldest = self._images.entries or self._others.entries
+        return now_s - oldest[0].received_s if oldest else 0.0
+
     def latch(self, topic: str) -> None:
         """Keep the newest message of ``topic`` whatever its age."""
         self._latched.setdefault(topic, None)
@@ -62,20 +74,40 @@ class Past:
         self._images.drop_before(since_s)
         self._others.drop_before(since_s)
 
-    def since(self, since_s: float) -> list[Entry]:
-        """Entries received at ``since_s`` (monotonic) or later, oldest first.
+    def between(self, since_s: float, until_s: float = math.inf) -> list[Entry]:
+        """Entries received from ``since_s`` to ``until_s`` (monotonic), oldest first.
 
         In front of them the newest message of each latched topic that has none among them: what held then.
         """
         entries = [
-            *(entry for entry in self._images.entries if entry.received_s >= since_s),
-            *(entry for entry in self._others.entries if entry.received_s >= since_s),
+            entry
+            for queue in (self._images, self._others)
+            for entry in queue.entries
+            if since_s <= entry.received_s <= until_s
         ]
         entries.sort(key=lambda entry: entry.received_s)
         present = {entry.topic.name for entry in entries}
         return [
             entry for entry in self._latched.values() if entry and entry.topic.name not in present
         ] + entries
+
+    def received_s(self, topic: str, stamp_ns: int, until_s: float) -> float | None:
+        """When the image of ``topic`` with that stamp was received, ``until_s`` at the latest.
+
+        Monotonic time; the last moment when several have the stamp, None when memory holds none.
+        """
+        for queue in (self._images, self._others):
+            for entry in reversed(queue.entries):
+                if entry.topic.name == topic and entry.received_s <= until_s and _stamp(entry) == stamp_ns:
+                    return entry.received_s
+        return None
+
+
+def _stamp(entry: Entry) -> int | None:
+    try:
+        return read_stamp(entry.serialized)
+    except CosmosReasonError:  # a bad image
+        return None
 
 
 class _Queue:

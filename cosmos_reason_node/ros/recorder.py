@@ -11,18 +11,21 @@
         |
     its thread --> BagWriter --> disk, within the DiskBudget
 
-``record`` runs in the executor's thread for every image; it appends to at most three deques and returns.
+The continuous recording, a capture and the bags of corrections are written side by side. ``record`` runs in
+the executor's thread for every image; it appends to at most three deques and returns.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
@@ -39,6 +42,12 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{0,64}\Z")
 _MAX_CAPTURE_S = 600.0
 # A bag's thread that is further behind than this drops messages.
 _QUEUE_BYTES = 64 << 20
+RETRY_S = 60.0
+# The continuous recording goes on once the disk takes so much more: else there is an empty bag a minute.
+_RESUME_BYTES = 64 << 20
+_MARGIN_S = 1.0  # before and after what a correction is about
+_MAX_CORRECTED = 4  # bags of corrections at a time
+_CAPTURE, _CONTINUOUS = "capture", "continuous"
 
 
 @dataclass(frozen=True)
@@ -46,17 +55,21 @@ class RecorderReport:
     """State of the recorder.
 
     Attributes:
-        path: bag being written; "" if none. With a capture beside the continuous recording, the capture's.
+        recording: bag of the continuous recording; "" when it does not run.
+        capturing: bag of a capture or of a correction that is not complete yet; "" if none.
         bytes_written: bytes of bags since start.
         dropped: messages that could not be written because the disk was too slow.
         buffered_bytes: memory in use for the past.
-        error: why recording failed or stopped last; "" if it never did.
+        buffered_s: how far the past in memory reaches, seconds.
+        error: why a recording failed or stopped; "" once one of its kind has begun since.
     """
 
-    path: str
+    recording: str
+    capturing: str
     bytes_written: int
     dropped: int
     buffered_bytes: int
+    buffered_s: float
     error: str
 
 
@@ -94,10 +107,21 @@ class Recorder:
         self._budget: DiskBudget | None = None
         self._capture: BagThread | None = None
         self._continuous: BagThread | None = None
+        self._corrected: list[BagThread] = []
+        self._covered: tuple[float, float, Path] | None = (
+            None  # past of the newest of these bags: from, until
+        )
+        self._split_s: float | None = None  # the continuous recording is wanted
+        self._continuous_since_s = 0.0
+        self._retry_at_s = 0.0
         self._finished_bytes = 0
         self._finished_dropped = 0
-        self._error = ""
+        self._errors: dict[str, str] = {}  # by the kind of recording
         self._error_lock = threading.Lock()
+
+    def keep(self, keep_s: float) -> None:
+        """Let the past reach ``keep_s`` seconds from now on; what is forgotten does not come back."""
+        self._past.keep(keep_s)
 
     def add_topic(self, topic: str, message_type: str, qos: Sequence[QoSProfile] = ()) -> None:
         """Declare a topic before its first record().
@@ -132,7 +156,7 @@ class Recorder:
             label: becomes part of the directory's name; letters, digits, - and _, at most 64.
 
         Returns:
-            The bag's directory, at once; it is complete when report().path is empty again.
+            The bag's directory, at once; it is complete when report().capturing is empty again.
 
         Raises:
             CosmosReasonError: INVALID_REQUEST, RECORDING_BUSY (a capture is running), DISK_BUDGET_EXCEEDED,
@@ -153,21 +177,61 @@ class Recorder:
         if self._capture is not None:
             raise CosmosReasonError(
                 ErrorCode.RECORDING_BUSY,
-                f"{self._capture.path} is still being written; ask again when status.recording is empty",
+                f"{self._capture.path} is still being written; ask again when status.capturing is empty",
             )
         writer = self._open(f"capture_{label}" if label else "capture")
         now_s = time.monotonic()
-        self._capture = BagThread(
-            writer,
-            self._past.since(now_s - before_s),
-            until_s=now_s + after_s,
-            queue_bytes=_QUEUE_BYTES,
-            failed=self._failed,
+        self._capture = self._thread(
+            _CAPTURE, writer, self._past.between(now_s - before_s), until_s=now_s + after_s
         )
         return writer.directory
 
+    def capture_corrected(self, first: Mapping[str, int], published_s: float) -> Path | None:
+        """Write a bag of the images that a decision was about, and of the decision.
+
+        They are found by their stamps, so it does not matter how the node's clock went meanwhile.
+
+        Args:
+            first: topic -> stamp of the oldest image, nanoseconds of capture time.
+            published_s: when the decision was published, on the monotonic clock.
+
+        Returns:
+            The bag's directory, possibly one of an earlier correction; None when the continuous recording
+            holds the images.
+
+        Raises:
+            CosmosReasonError: INVALID_REQUEST (memory no longer holds them), RECORDING_BUSY,
+                DISK_BUDGET_EXCEEDED, RECORDING_FAILED.
+        """
+        self._reap()
+        found = [self._past.received_s(topic, stamp_ns, published_s) for topic, stamp_ns in first.items()]
+        # The images that memory has lost came before the decision was published.
+        begin_s = min(published_s if moment is None else moment for moment in found)
+        if self._continuous is not None and self._continuous_since_s <= begin_s:
+            return None
+        if None in found:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"memory reaches back {self._past.reach_s(time.monotonic()):.1f} s, they are older; correct "
+                "sooner, or raise record_memory_s or record_buffer_mb",
+            )
+        if self._covered is not None:
+            since_s, until_s, path = self._covered
+            if since_s <= begin_s and published_s <= until_s and path.exists():
+                return path
+        if len(self._corrected) >= _MAX_CORRECTED:
+            raise CosmosReasonError(
+                ErrorCode.RECORDING_BUSY, f"{self._corrected[0].path} is still being written; ask again"
+            )
+        writer = self._open("capture_corrected")
+        since_s, until_s = begin_s - _MARGIN_S, min(published_s + _MARGIN_S, time.monotonic())
+        entries = self._past.between(since_s, until_s)
+        self._corrected.append(self._thread(_CAPTURE, writer, entries, until_s=until_s))
+        self._covered = since_s, until_s, writer.directory
+        return writer.directory
+
     def start_continuous(self, split_s: float) -> None:
-        """Record everything from now on, a bag every ``split_s`` seconds.
+        """Record everything from now on, a bag every ``split_s`` seconds; see ``tend``.
 
         Raises:
             CosmosReasonError: RECORDING_BUSY (it runs already), DISK_BUDGET_EXCEEDED, RECORDING_FAILED.
@@ -175,51 +239,85 @@ class Recorder:
         self._reap()
         if self._continuous is not None:
             raise CosmosReasonError(ErrorCode.RECORDING_BUSY, "the continuous recording is already running")
-        now_s = time.monotonic()
-        self._continuous = BagThread(
-            self._open("continuous"),
-            self._past.since(now_s),
-            until_s=math.inf,
-            queue_bytes=_QUEUE_BYTES,
-            failed=self._failed,
-            split_s=split_s,
-            next_writer=lambda: self._open("continuous"),
-        )
+        self._split_s = split_s
+        self._begin_continuous(split_s)
+
+    def tend(self) -> None:
+        """Go on with a continuous recording that stopped, RETRY_S later; call it about once a second."""
+        self._reap()
+        if self._split_s is None or self._continuous is not None or time.monotonic() < self._retry_at_s:
+            return
+        self._retry_at_s = time.monotonic() + RETRY_S
+        try:
+            self._begin_continuous(self._split_s, min(_RESUME_BYTES, self._budget_bytes // 10))
+        except CosmosReasonError as error:
+            self._failed(_CONTINUOUS, f"the continuous recording cannot go on: {error.message}")
 
     def report(self) -> RecorderReport:
         """State now."""
         self._reap()
-        bags = [bag for bag in (self._capture, self._continuous) if bag is not None]
+        bags = self._bags()
+        capturing = [bag for bag in bags if bag is not self._continuous]
         with self._error_lock:
-            error = self._error
+            error = "; ".join(self._errors.values())
         return RecorderReport(
-            path=str(bags[0].path) if bags else "",
+            recording=str(self._continuous.path) if self._continuous is not None else "",
+            capturing=str(capturing[0].path) if capturing else "",
             bytes_written=self._finished_bytes + sum(bag.bytes_written for bag in bags),
             dropped=self._finished_dropped + sum(bag.dropped for bag in bags),
             buffered_bytes=self._past.size,
+            buffered_s=self._past.reach_s(time.monotonic()),
             error=error,
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Complete the bags being written; after ``timeout_s`` they are left as they are (see bag_repair)."""
         end_s = time.monotonic() + timeout_s
-        bags = [bag for bag in (self._capture, self._continuous) if bag is not None]
+        self._split_s = None
+        bags = self._bags()
         for bag in bags:
             bag.stop()
         for bag in bags:
             bag.join(max(0.0, end_s - time.monotonic()))
             if bag.running:
-                self._failed(f"{bag.path} could not be completed in time; run bag_repair on it")
+                kind = _CONTINUOUS if bag is self._continuous else _CAPTURE
+                self._failed(kind, f"{bag.path} could not be completed in time; run bag_repair on it")
         self._reap()
 
-    def _open(self, name: str) -> BagWriter:
-        """A new bag with all topics declared. Called from threads of bags as well (splits)."""
+    def _bags(self) -> list[BagThread]:
+        """Those being written, the continuous recording's last."""
+        return [bag for bag in (self._capture, *self._corrected, self._continuous) if bag is not None]
+
+    def _begin_continuous(self, split_s: float, room_bytes: int = 0) -> None:
+        now_s = time.monotonic()
+        self._continuous = self._thread(
+            _CONTINUOUS,
+            self._open("continuous", room_bytes),
+            self._past.between(now_s),
+            until_s=math.inf,
+            split_s=split_s,
+            next_writer=lambda: self._open("continuous"),
+        )
+        self._continuous_since_s = now_s
+
+    def _thread(self, kind: str, writer: BagWriter, past: Sequence[Entry], **times: Any) -> BagThread:
+        """The thread of a recording that begins: what went wrong with the one before is over."""
+        with self._error_lock:
+            self._errors.pop(kind, None)
+        failed = functools.partial(self._failed, kind)
+        return BagThread(writer, past, queue_bytes=_QUEUE_BYTES, failed=failed, warn=self._warn, **times)
+
+    def _open(self, name: str, room_bytes: int = 0) -> BagWriter:
+        """A new bag with all topics declared, on a disk that takes ``room_bytes`` more.
+
+        Called from threads of bags as well (splits).
+        """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             if self._budget is None:
                 self._budget = DiskBudget(self._directory, self._budget_bytes)
             self._budget.measure()
-            self._budget.spend(0)
+            self._budget.require(room_bytes)
             writer = BagWriter(self._unused(name), self._budget.spend)
             for topic in list(self._topics.values()):
                 writer.add_topic(topic)
@@ -241,18 +339,21 @@ class Recorder:
 
     def _reap(self) -> None:
         """Let go of bags whose threads have ended."""
-        if self._capture is not None and not self._capture.running:
-            self._settle(self._capture)
-            self._capture = None
-        if self._continuous is not None and not self._continuous.running:
-            self._settle(self._continuous)
-            self._continuous = None
+        for bag in self._bags():
+            if not bag.running:
+                self._finished_bytes += bag.bytes_written
+                self._finished_dropped += bag.dropped
+                if bag is self._continuous:
+                    self._continuous = None
+                    self._retry_at_s = time.monotonic() + RETRY_S
+                elif bag is self._capture:
+                    self._capture = None
+                else:
+                    self._corrected.remove(bag)
 
-    def _settle(self, bag: BagThread) -> None:
-        self._finished_bytes += bag.bytes_written
-        self._finished_dropped += bag.dropped
-
-    def _failed(self, reason: str) -> None:
+    def _failed(self, kind: str, reason: str) -> None:
         with self._error_lock:
-            self._error = reason
+            self._errors[kind] = reason
+        if kind == _CAPTURE:
+            self._covered = None  # it may be the bag that could not be completed
         self._warn(reason)

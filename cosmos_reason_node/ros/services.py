@@ -87,7 +87,8 @@ class Services:
     def _capture(self, request: Capture.Request, response: Capture.Response) -> Capture.Response:
         if math.isnan(request.before) or math.isnan(request.after):
             raise CosmosReasonError(ErrorCode.INVALID_REQUEST, "before and after must be numbers of seconds")
-        response.path = str(self._active().capture(request.before, request.after, request.label))
+        path, response.before = self._active().capture(request.before, request.after, request.label)
+        response.path = str(path)
         self._changed()
         return response
 
@@ -98,7 +99,11 @@ class Services:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST, f"verdict must be a Decision.VERDICT_*, not {request.verdict}"
             ) from error
-        self._active().correct(request.decision_id, verdict, request.answer, request.note)
+        path, response.message = self._active().correct(
+            request.decision_id, verdict, request.answer, request.note
+        )
+        response.path = str(path or "")
+        self._changed()
         return response
 
     async def _load_model(

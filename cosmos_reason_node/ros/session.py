@@ -38,7 +38,6 @@ from .outlets import Outlets
 from .recorder import DEFAULT_DIRECTORY, Recorder
 
 _MIB = 1 << 20
-_MARGIN_S = 1.0  # a bag of corrected frames begins so much earlier
 # The folder that an engine needs as the model; only torch can do with the bundled checkpoint.
 _EXPORTED = "the folder that training.export has written"
 _MODEL_FOLDER = {
@@ -187,44 +186,50 @@ class Session:
             f"task: {task.text!r}" if task.text.strip() else "no task: monitors stop"
         )
 
-    def capture(self, before_s: float, after_s: float, label: str) -> Path:
-        """Write a bag of the moments around now; negative times take the defaults."""
-        config = self.pipeline.config
-        return self.recorder.capture(
-            config.record_before_s if before_s < 0 else before_s,
-            config.record_after_s if after_s < 0 else after_s,
-            label,
-        )
+    def capture(self, before_s: float, after_s: float, label: str) -> tuple[Path, float]:
+        """Write a bag of the moments around now; negative times take the defaults.
 
-    def correct(self, decision_id: str, verdict: Verdict, answer: str, note: str) -> None:
+        Returns:
+            The bag, and how many seconds of the past it holds.
+        """
+        config = self.pipeline.config
+        before_s = config.record_before_s if before_s < 0 else before_s
+        reach_s = self.recorder.report().buffered_s
+        path = self.recorder.capture(before_s, config.record_after_s if after_s < 0 else after_s, label)
+        return path, min(before_s, reach_s)
+
+    def correct(self, decision_id: str, verdict: Verdict, answer: str, note: str) -> tuple[Path | None, str]:
         """Keep an operator's label, and the images that it is about while they are in memory.
+
+        Returns:
+            The bag with the images, None when there is none of its own, and what became of them.
 
         Raises:
             CosmosReasonError: the label does not fit, or cannot be written.
         """
-        start_ns = self.corrections.correct(decision_id, verdict, answer, note)
-        age_s = (self._node.get_clock().now().nanoseconds - start_ns) / 1e9 + _MARGIN_S
-        config = self.pipeline.config
-        if config.record_continuous:
-            return
+        known = self.corrections.correct(decision_id, verdict, answer, note)
+        first = {self.cameras[camera].topic: stamp_ns for camera, stamp_ns in known.first}
         try:
-            if age_s > config.record_before_s:
-                raise CosmosReasonError(
-                    ErrorCode.INVALID_REQUEST,
-                    f"they reach back {age_s:.1f} s, memory {config.record_before_s:g} s (record_before_s)",
-                )
-            self.recorder.capture(age_s, 0.0, "corrected")
+            path = self.recorder.capture_corrected(first, known.published_s)
         except CosmosReasonError as error:
             self._node.get_logger().warning(
-                f"the correction of {decision_id} is kept, its images are not captured now: {error.message}"
+                f"the correction of {decision_id} is kept, its images are not captured: {error.message}"
             )
+            return None, f"kept, images not captured: {error.message}"
+        return path, f"kept, images in {path or 'the continuous recording'}"
+
+    def update(self, config: Config) -> None:
+        """Take over live settings."""
+        self.pipeline.update(config)
+        self.recorder.keep(_memory_s(config))
 
     def refresh(self) -> None:
-        """Look after the cameras; about once a second."""
+        """Look after cameras and recordings; about once a second."""
         for camera in self.cameras.values():
             camera.refresh()
             # It may have subscribed anew, with another reliability.
             self.recorder.add_topic(camera.topic, camera.type, [camera.profile])
+        self.recorder.tend()
 
     def close(self) -> None:
         """End all queries with NOT_ACTIVE, unsubscribe, finish the bags. The engine stays."""
@@ -276,10 +281,15 @@ class Session:
         self.pipeline.clock_jumped()
 
 
+def _memory_s(config: Config) -> float:
+    """How far the past in memory reaches: capture writes record_before_s of it by default."""
+    return max(config.record_memory_s, config.record_before_s)
+
+
 def _recorder(node: Node, config: Config) -> Recorder:
     return Recorder(
         config.record_dir,
-        keep_s=config.record_before_s,
+        keep_s=_memory_s(config),
         buffer_bytes=config.record_buffer_mb * _MIB,
         budget_bytes=config.record_budget_mb * _MIB,
         now_ns=lambda: node.get_clock().now().nanoseconds,

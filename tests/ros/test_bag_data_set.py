@@ -114,7 +114,7 @@ class Robot:
     def save(self) -> Path:
         bag = self.recorder.capture(60, 0, "")
         for _ in range(1000):
-            if not self.recorder.report().path:
+            if not self.recorder.report().capturing:
                 return bag
             time.sleep(0.01)
         raise AssertionError("the bag is still being written")

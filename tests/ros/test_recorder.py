@@ -3,12 +3,13 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,16 @@ def make_recorder(directory: Path, warnings: list[str], budget_bytes: int = 1 <<
 
 
 def finish(recorder: Recorder) -> None:
-    """Wait until the capture is complete."""
+    """Wait until no capture is written any more."""
+    wait(lambda: not recorder.report().capturing, "still writing")
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
     for _ in range(1000):
-        if not recorder.report().path:
+        if condition():
             return
         time.sleep(0.01)
-    raise AssertionError(f"still writing {recorder.report()}")
+    raise AssertionError(what)
 
 
 def test_a_capture_holds_past_and_future_bit_for_bit(recorder: Recorder):
@@ -104,7 +109,7 @@ def test_a_capture_holds_past_and_future_bit_for_bit(recorder: Recorder):
         sent.append((CAMERA, image_bytes(i)))
         recorder.record(*sent[-1])
     bag = recorder.capture(before_s=30, after_s=0.3, label="drawer-1")
-    assert recorder.report().path == str(bag)
+    assert recorder.report().capturing == str(bag)
     sent.append((NOTES, note("after")))
     recorder.record(*sent[-1])
     time.sleep(0.35)
@@ -180,7 +185,7 @@ def test_one_capture_at_a_time(recorder: Recorder):
         recorder.capture(1, 1, "")
     assert raised.value.code is ErrorCode.RECORDING_BUSY
     recorder.close()
-    assert recorder.report().path == ""
+    assert recorder.report().capturing == ""
     recorder.capture(1, 0, "")
 
 
@@ -224,7 +229,7 @@ def test_recording_stops_at_the_disk_budget_with_a_whole_bag(tmp_path: Path, war
     recorder.start_continuous(split_s=100)
     for i in range(60):  # 1.6 MB
         recorder.record(CAMERA, image_bytes(i))
-    finish(recorder)
+    wait(lambda: not recorder.report().recording, "it does not stop")
     (bag,) = tmp_path.iterdir()
     assert 30 < len(read(bag)) < 40
     assert sum(path.stat().st_size for path in bag.iterdir()) < 1.05 * 2**20
@@ -234,6 +239,95 @@ def test_recording_stops_at_the_disk_budget_with_a_whole_bag(tmp_path: Path, war
     with pytest.raises(CosmosReasonError) as raised:
         recorder.capture(0, 0, "")
     assert raised.value.code is ErrorCode.DISK_BUDGET_EXCEEDED
+
+
+def test_a_continuous_recording_goes_on_once_there_is_room(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cosmos_reason_node.ros.recorder.RETRY_S", 0.2)
+    recorder = make_recorder(tmp_path, warnings, budget_bytes=1 << 20)
+    recorder.tend()
+    assert not recorder.report().recording, "nobody has asked for it"
+    recorder.start_continuous(split_s=100)
+    for i in range(60):
+        recorder.record(CAMERA, image_bytes(i))
+    wait(lambda: not recorder.report().recording, "it does not stop")
+    (full,) = tmp_path.iterdir()
+    for _ in range(50):
+        recorder.tend()
+        time.sleep(0.01)
+    assert not recorder.report().recording
+    assert list(tmp_path.iterdir()) == [full], "no bags without messages meanwhile"
+    assert "record_budget_mb" in recorder.report().error
+    assert 2 <= len(warnings) <= 4
+    shutil.rmtree(full)
+    wait(lambda: recorder.tend() or recorder.report().recording, "it does not go on")
+    assert recorder.report().error == ""
+    recorder.record(CAMERA, image_bytes(99))
+    recorder.close()
+    (bag,) = tmp_path.iterdir()
+    assert [raw for _, _, raw in read(bag)] == [image_bytes(99)]
+    recorder.tend()
+    assert not recorder.report().recording, "it was closed"
+
+
+def test_a_capture_that_ends_is_seen_beside_the_continuous_recording(recorder: Recorder):
+    recorder.start_continuous(split_s=100)
+    recorder.record(NOTES, note("before"))
+    bag = recorder.capture(1, 0.1, "")
+    continuous = recorder.report().recording
+    assert "continuous" in continuous
+    assert recorder.report().capturing == str(bag)
+    finish(recorder)
+    assert [raw for _, _, raw in read(bag)] == [note("before")]
+    assert recorder.report().recording == continuous
+
+
+def test_messages_left_out_are_counted_and_no_end_of_the_recording(
+    recorder: Recorder, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cosmos_reason_node.ros.recorder._QUEUE_BYTES", 100)
+    recorder.start_continuous(split_s=100)
+    recorder.record(CAMERA, image_bytes(1))
+    assert recorder.report().dropped == 1
+    assert recorder.report().recording
+    assert recorder.report().error == ""
+    (warning,) = warnings
+    assert "too slow" in warning
+
+
+def test_what_was_corrected_is_captured_by_the_stamps_of_its_images(recorder: Recorder):
+    def see(numbers: range) -> None:
+        for i in numbers:
+            recorder.record(CAMERA, image_bytes(i))
+
+    see(range(5))
+    time.sleep(1.2)  # the margin
+    see(range(10, 20))
+    published_s = time.monotonic()
+    recorder.record(NOTES, note("decision"))
+    recorder.capture(0, 60, "beside")
+    bag = recorder.capture_corrected({CAMERA: 12 * 10**9}, published_s)
+    assert recorder.capture_corrected({CAMERA: 13 * 10**9}, published_s) == bag, "it is there already"
+    wait(lambda: (bag / "metadata.yaml").exists(), "the bag")
+    assert [raw for _, _, raw in read(bag)] == [*(image_bytes(i) for i in range(10, 20)), note("decision")]
+    with pytest.raises(CosmosReasonError, match="record_memory_s") as raised:
+        recorder.capture_corrected({CAMERA: 12 * 10**9, NOTES: 1}, published_s)
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_the_continuous_recording_spares_corrections_their_bags_only_where_it_runs(recorder: Recorder):
+    recorder.record(CAMERA, image_bytes(1))
+    before_s = time.monotonic()
+    recorder.start_continuous(split_s=100)
+    recorder.record(CAMERA, image_bytes(2))
+    assert recorder.capture_corrected({CAMERA: 2 * 10**9}, time.monotonic()) is None
+    assert recorder.capture_corrected({CAMERA: 77 * 10**9}, time.monotonic()) is None, "memory lost it"
+    with pytest.raises(CosmosReasonError, match="older"):
+        recorder.capture_corrected({CAMERA: 77 * 10**9}, before_s)
+    bag = recorder.capture_corrected({CAMERA: 10**9}, time.monotonic())
+    wait(lambda: (bag / "metadata.yaml").exists(), "the bag")
+    assert image_bytes(1) in [raw for _, _, raw in read(bag)]
 
 
 def test_free_disk_is_kept(tmp_path: Path):
@@ -256,7 +350,7 @@ def test_a_full_disk_is_reported_and_the_bag_can_be_completed(tmp_path: Path, wa
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
         for i in range(40):
             recorder.record(CAMERA, image_bytes(i))
-        finish(recorder)
+        wait(lambda: not recorder.report().recording, "it does not stop")
         print(warnings)
     """
     done = subprocess.run(

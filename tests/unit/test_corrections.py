@@ -23,9 +23,10 @@ def decision(name, query, verdict=Verdict.YES, text="yes", option=-1, **changes)
 def corrected(tmp_path, query, *label, **made):
     corrections = Corrections(tmp_path / "bags")
     corrections.add(decision("d", query, **made))
-    start_ns = corrections.correct("d", *label, "why")
+    known = corrections.correct("d", *label, "why")
     line = json.loads(corrections.path.read_text().splitlines()[-1])
-    assert start_ns == tiny_model.window().start_ns
+    window = tiny_model.window()
+    assert known.first == ((window.camera, window.start_ns),)
     return line
 
 

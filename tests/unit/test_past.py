@@ -22,7 +22,7 @@ def test_the_oldest_images_go_first_when_memory_is_short():
     for i in range(50):
         past.add(image(i))
         past.add(small(i + 0.5))
-    kept = past.since(0)
+    kept = past.between(0)
     assert [e.received_s for e in kept if e.topic is CAMERA] == list(range(40, 50))
     assert len([e for e in kept if e.topic is DECISIONS]) == 50
     assert past.size <= 10 * IMAGE_BYTES + 50 * len(b"decision")
@@ -32,7 +32,7 @@ def test_entries_older_than_the_time_kept_are_forgotten():
     past = Past(keep_s=10, limit_bytes=1 << 30)
     for i in range(30):
         past.add(image(i))
-    assert min(e.received_s for e in past.since(0)) == 19
+    assert min(e.received_s for e in past.between(0)) == 19
     assert past.size == 11 * IMAGE_BYTES
 
 
@@ -41,7 +41,7 @@ def test_entries_come_in_order_of_reception_and_from_the_moment_asked():
     for i in range(10):
         past.add(small(i))
         past.add(image(i + 0.5))
-    times = [e.received_s for e in past.since(5)]
+    times = [e.received_s for e in past.between(5)]
     assert times == sorted(times)
     assert times[0] == 5
     assert len(times) == 10
@@ -53,15 +53,15 @@ def test_what_holds_now_comes_first_however_old():
     past.add(small(0, STATUS))
     past.add(small(1, STATUS))
     past.add(image(50))
-    assert [(e.topic.name, e.received_s) for e in past.since(45)] == [("/status", 1), ("/image_raw", 50)]
+    assert [(e.topic.name, e.received_s) for e in past.between(45)] == [("/status", 1), ("/image_raw", 50)]
     past.add(small(51, STATUS))  # now one of the messages themselves
-    assert [e.received_s for e in past.since(45)] == [50, 51]
+    assert [e.received_s for e in past.between(45)] == [50, 51]
 
 
 def test_no_memory_no_past():
     past = Past(keep_s=10, limit_bytes=0)
     past.add(image(1))
-    assert past.since(0) == []
+    assert past.between(0) == []
     assert past.size == 0
 
 
@@ -69,4 +69,34 @@ def test_bytes_are_shared_not_copied():
     past = Past(keep_s=10, limit_bytes=1 << 30)
     entry = image(1)
     past.add(entry)
-    assert past.since(0)[0].serialized is entry.serialized
+    assert past.between(0)[0].serialized is entry.serialized
+
+
+def stamped(received_s: float, stamp_s: int, topic: BagTopic = CAMERA) -> Entry:
+    head = b"\0\1\0\0" + stamp_s.to_bytes(4, "little") + bytes(4)
+    return Entry(received_s, 0, topic, head + bytes(IMAGE_BYTES))
+
+
+def test_an_image_is_found_by_its_stamp_whatever_the_clocks_say():
+    past = Past(keep_s=100, limit_bytes=1 << 30)
+    past.add(Entry(0, 0, CAMERA, b"no image" + bytes(IMAGE_BYTES)))
+    for i, stamp_s in enumerate((50, 51, 50, 51)):  # a recording that is played twice
+        past.add(stamped(1 + i, stamp_s))
+    past.add(small(9))
+    assert past.received_s(CAMERA.name, 51 * 10**9, until_s=10) == 4
+    assert past.received_s(CAMERA.name, 51 * 10**9, until_s=3.5) == 2
+    assert past.received_s(CAMERA.name, 52 * 10**9, until_s=10) is None
+    assert past.received_s(DECISIONS.name, 51 * 10**9, until_s=10) is None
+    assert [e.received_s for e in past.between(2, 3)] == [2, 3]
+
+
+def test_memory_reaches_farther_from_the_moment_it_is_told_to():
+    past = Past(keep_s=2, limit_bytes=1 << 30)
+    assert past.reach_s(0) == 0
+    for i in range(10):
+        past.add(image(i))
+    assert past.reach_s(9) == 2
+    past.keep(5)
+    for i in range(10, 20):
+        past.add(image(i))
+    assert past.reach_s(19) == 5
