@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -97,6 +98,28 @@ def test_killed_in_the_middle_it_goes_on_bit_for_bit(finished, files, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     run(settings_)  # a finished run only writes its model again
     assert curve(tmp_path) == curve(finished)
+
+
+def test_a_signal_to_the_launcher_of_several_processes_saves_and_leaves_nobody_behind(files, tmp_path):
+    several = {"launcher": "torchrun", "processes": 2, "save_every": 1000}
+    value = settings(*files, tmp_path / "run", optimizer={"steps": 1000}, run=several)
+    file = write_config(tmp_path / "sft.yaml", value)
+    command = [sys.executable, "-m", "training.sft", "--config", str(file)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(read_log(tmp_path / "run")) >= 2 or child.poll() is not None)
+        family = psutil.Process(child.pid).children(recursive=True)
+        assert len(family) >= 3  # torchrun and its workers
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "start again to go on" in said.splitlines()[-1]
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    done = SnapshotStore(tmp_path / "run" / "checkpoints", 2).newest().step
+    assert 2 <= done < 1000
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(files, tmp_path):

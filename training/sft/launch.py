@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
+
 from .config import SftConfig, load_config
-from .loop import TrainingError
+from .loop import Interrupted, TrainingError
 from .run import run
 
 _RAY_STARTS = 3
@@ -35,13 +41,54 @@ def launch(path: Path) -> None:
 def _torchrun(config: SftConfig, path: Path) -> None:
     """All processes on this machine; for several machines, call torchrun by hand on each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(config.run.processes), "-m", "training.sft", "--config", str(path)]
-    code = subprocess.call(command)
+    command += ["--nproc-per-node", str(config.run.processes)]
+    # After a signal a worker finishes its step and writes a checkpoint: torchrun's 30 s may not do.
+    command += ["--shutdown-timeout", str(math.ceil(config.run.timeout_s))]
+    command += ["-m", "training.sft", "--config", str(path)]
+    code, stopped = _call(command)
+    if stopped and code:
+        raise Interrupted("stopped by a signal; what is saved is kept: start again to go on")
     if code:
         raise TrainingError(
             f"the workers ended with code {code}: the first error above is the cause; start again to go on "
             "from the last checkpoint"
         )
+
+
+def _call(command: list[str]) -> tuple[int, bool]:
+    """Run torchrun; its exit status, and whether a signal ended it.
+
+    SIGINT and SIGTERM are handed on, and it is waited for: its workers are in sessions of their own and would
+    live on without it. The second signal kills all of them.
+    """
+    agent = subprocess.Popen(command, start_new_session=True)  # a terminal's Ctrl-C comes through here alone
+    stopped = False
+
+    def forward(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped:
+            _kill(agent.pid)
+        else:
+            stopped = True
+            agent.terminate()
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return agent.wait(), stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(pid: int) -> None:
+    try:
+        agent = psutil.Process(pid)
+        family = [*agent.children(recursive=True), agent]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _ray(config: SftConfig) -> None:
