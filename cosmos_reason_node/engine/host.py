@@ -5,10 +5,11 @@
     submit, cancel --outbox-> writer --------------------socket---------> one step of each request in turn
     (never block)             supervisor: on_event, on_state <--socket--- events
 
-``submit`` refuses (BUSY) when ``max_pending`` requests are unfinished, so the outbox is bounded; frames cross
-as raw bytes. Whatever happens to the process (exception, kill -9, out-of-memory killer, a step that hangs),
-every pending request ends with exactly one failure and the process is started again after a pause that
-doubles up to ``max_backoff_s``. A model that cannot be loaded is reported once and not tried again.
+``submit`` refuses (BUSY) when ``max_pending`` requests are unfinished, and ``observe`` drops frames while
+many messages wait, so the outbox is bounded; frames cross as raw bytes. Whatever happens to the process
+(exception, kill -9, out-of-memory killer, a step that hangs), every pending request ends with exactly one
+failure and the process is started again after a pause that doubles up to ``max_backoff_s``. A model that
+cannot be loaded is reported once and not tried again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _FIRST_BACKOFF_S = 0.5
 _HEALTHY_S = 60.0  # after this long in READY the back-off starts over
+_MAX_BACKLOG = 64  # messages in the outbox with which frames are no longer put behind them
 _LOAD_ATTEMPTS = 3  # deaths while loading, in a row, before giving up
 
 
@@ -175,7 +177,9 @@ class EngineHost:
         """
         with self._changed:
             process = self._process
-            if self._status.state is EngineState.READY and process is not None:
+            if self._status.state is not EngineState.READY or process is None:
+                return
+            if process.outbox.qsize() < _MAX_BACKLOG:  # a process that does not read must not fill the memory
                 process.outbox.put(Observe(window))
 
     def cancel(self, request_id: str, branch: int | None = None) -> bool:

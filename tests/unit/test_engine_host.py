@@ -245,6 +245,20 @@ def test_observed_frames_are_encoded_before_the_request(host, recorder):
     assert after.decode_steps > before.decode_steps
 
 
+def test_frames_that_the_process_does_not_read_are_dropped(host, recorder):
+    seen = tiny_model.window(frames=2, seed=98, camera="observed")
+    os.kill(host.pid, signal.SIGSTOP)
+    try:
+        for _ in range(5000):  # far more than the socket holds
+            host.observe(seen)
+        request_id = submit(host, SHORT)
+        assert host._process.outbox.qsize() < 100
+    finally:
+        os.kill(host.pid, signal.SIGCONT)
+    (ends,) = recorder.wait_ends(request_id)
+    assert isinstance(ends[0], Done)
+
+
 def test_bad_requests_are_answered(host, recorder):
     request_id = f"bad{next(_numbers)}"
     host.submit(Request(request_id, (tiny_model.window(frames=3),), (SHORT,)))
