@@ -18,7 +18,7 @@ from training.data.readers.jsonl import write_samples
 from training.data.schema import Turn
 from training.sft.batches import RowLoader, RowSource
 from training.sft.config import DataConfig, SourceConfig
-from training.sft.data import Rejections, RowSampler, Source, adapt_spec, load_sources, plan
+from training.sft.data import Rejections, RowSampler, Source, adapt_spec, load_sources, plan, spread
 
 SPEC = read_model_spec(NANO)
 
@@ -159,6 +159,18 @@ def test_sources_are_drawn_by_weight(folder, tokenizer):
     sampler = RowSampler([heavy, light], 8, seed=0)
     drawn = collections.Counter(row.names[0] for step in range(100) for row in sampler.rows(step))
     assert drawn["heavy"] / 800 == pytest.approx(0.75, abs=0.05)
+
+
+def test_validation_takes_as_many_rows_of_each_source_from_all_over_it():
+    def source(name, count):
+        rows = tuple(f"{name}{i}" for i in range(count))  # what a row is does not matter here
+        return Source(name, 1.0, rows, count)
+
+    sources = [source("a", 100), source("b", 3), source("c", 50)]
+    rows = spread(sources, 23)
+    assert collections.Counter(row[0] for row in rows) == {"a": 10, "b": 3, "c": 10}
+    assert [row for row in rows if row[0] == "a"] == [f"a{i}" for i in range(0, 100, 10)]
+    assert len(spread(sources, 1000)) == len(set(spread(sources, 1000))) == 153
 
 
 def test_decoding_ahead_changes_nothing(folder, tokenizer):

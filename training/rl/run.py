@@ -173,7 +173,8 @@ def _job(config: RlConfig, directory: Path, objective: GrpoLoss, source: GroupSo
         facts={
             "model.path digest": digest,
             "model.train_vision": config.model.train_vision,
-            "data": dataclasses.asdict(config.data) | {"sources": [s.path for s in config.data.sources]},
+            "data": dataclasses.asdict(config.data)
+            | {"sources": [dataclasses.asdict(source) for source in config.data.sources]},
             "grpo": dataclasses.asdict(config.grpo),
             "optimizer": dataclasses.asdict(config.optimizer),
             "run.seed": config.run.seed,

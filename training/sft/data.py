@@ -203,7 +203,7 @@ class _RowPacker:
         reasoning = sample.reasoning if sample.style is Style.REASONING else ""
         return encode_answer(
             self._tokenizer, sample.to_query(), reasoning, sample.answer, self._data.verdict_weight
-        )
+        ).compact()
 
     def _problem(self, sample: Sample, branch: Branch, visual: int, shared: int) -> Problem | None:
         origin = sample.provenance
@@ -234,6 +234,15 @@ class _RowPacker:
             frames = min(frames, ticks + 2 + ticks % 2)
         height, width = spec.frame_size or (spec.patches.factor, spec.max_pixels // spec.patches.factor)
         return frames // spec.patches.temporal_patch * (height * width) // spec.patches.factor**2
+
+
+def spread(sources: Sequence[Source], most: int) -> list[Row]:
+    """At most ``most`` rows: as many of each source as of the others, from all over it."""
+    rows: list[Row] = []
+    for number, source in enumerate(sorted(sources, key=lambda source: len(source.rows))):
+        count = min(len(source.rows), (most - len(rows)) // (len(sources) - number))
+        rows += [source.rows[i * len(source.rows) // count] for i in range(count)]
+    return rows
 
 
 def _length(branch: Branch) -> int:

@@ -32,7 +32,7 @@ from cosmos_reason_node.models.tokenizer import TextTokenizer
 from cosmos_reason_node.types import Query
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branch:
     """One question with its answer, as tokens.
 
@@ -44,10 +44,16 @@ class Branch:
         verdict: (first, end) of the answer itself in ``target``.
     """
 
-    question: list[int]
-    target: list[int]
-    weights: list[float]
+    question: Sequence[int]
+    target: Sequence[int]
+    weights: Sequence[float]
     verdict: tuple[int, int]
+
+    def compact(self) -> Branch:
+        """The same as arrays: an eighth of the memory of lists, for data sets of millions of samples."""
+        question, target = (np.asarray(tokens, np.int32) for tokens in (self.question, self.target))
+        weights = np.asarray(self.weights, np.float32)
+        return Branch(question, target, weights, self.verdict)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def pack_rows(
     Raises:
         ValueError: the first branch of a row has no question.
     """
-    if not all(row[0].question for row in branches):
+    if not all(len(row[0].question) for row in branches):
         raise ValueError("the first branch of a row has no question")
     prefixes = [
         prompt.encode_prefix(tokenizer, [spec.patches.visual_tokens(v.grid) for v in row]) for row in videos
@@ -154,33 +160,33 @@ def pack_rows(
     labels: list[int] = []
     weights: list[float] = []
     lengths: list[int] = []
+
+    def put(row: int, begin: int, ids: Sequence[int], where: np.ndarray, *sees: slice) -> slice:
+        """Lay out tokens that see themselves, causally, and what lies in ``sees``."""
+        end = begin + len(ids)
+        tokens[row, begin:end] = ids
+        positions[:, row, begin:end] = where
+        for part in sees:
+            mask[row, 0, begin:end, part] = True
+        mask[row, 0, begin:end, begin:end] = np.tri(len(ids), dtype=bool)
+        return slice(begin, end)
+
     for row, (prefix, grids) in enumerate(zip(prefixes, videos, strict=True)):
-        shared = len(prefix)
-        prefix_positions, following = spec.positions(prefix, list(grids))
-        tokens[row, :shared] = prefix
-        positions[:, row, :shared] = prefix_positions
-        mask[row, 0, :shared, :shared] = np.tri(shared, dtype=bool)
-        start = asked = said = shared  # from ``asked`` to ``said`` is the question that is being answered
+        where, following = spec.positions(prefix, list(grids))
+        last = seen = put(row, 0, prefix, where)
         for branch in branches[row]:
-            if branch.question:
-                asked, start = start, start + len(branch.question)
-                tokens[row, asked:start] = branch.question
-                positions[:, row, asked:start] = text_positions(following, start - asked)
-                mask[row, 0, asked:start, :shared] = True
-                mask[row, 0, asked:start, asked:start] = np.tri(start - asked, dtype=bool)
-                said = start
-            end = start + len(branch.target)
-            tokens[row, start:end] = branch.target
-            positions[:, row, start:end] = text_positions(following + said - asked, end - start)
-            mask[row, 0, start:end, :shared] = True
-            mask[row, 0, start:end, asked:said] = True
-            mask[row, 0, start:end, start:end] = np.tri(end - start, dtype=bool)
-            places += [(row, column) for column in (said - 1, *range(start, end - 1))]
-            labels += branch.target
-            weights += branch.weights
-            start = end
-        lengths.append(start)
-    where = torch.tensor(places, dtype=torch.long).view(-1, 2)
+            asked = len(branch.question)
+            if asked:
+                last = question = put(row, last.stop, branch.question, text_positions(following, asked), seen)
+            length = len(branch.target)
+            after = text_positions(following + question.stop - question.start, length)
+            last = put(row, last.stop, branch.target, after, seen, question)
+            # The question's last token predicts the first of the answer, each of those the one behind it.
+            places += [(row, column) for column in (question.stop - 1, *range(last.start, last.stop - 1))]
+            labels.extend(branch.target)
+            weights.extend(branch.weights)
+        lengths.append(last.stop)
+    predicting = torch.tensor(places, dtype=torch.long).view(-1, 2)
     return RowBatch(
         patches=torch.from_numpy(np.concatenate(patches))
         if patches
@@ -189,8 +195,8 @@ def pack_rows(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         mask=torch.from_numpy(mask),
-        rows=where[:, 0],
-        columns=where[:, 1],
+        rows=predicting[:, 0],
+        columns=predicting[:, 1],
         labels=torch.tensor(labels, dtype=torch.long),
         weights=torch.tensor(weights, dtype=torch.float32),
         prefixes=torch.tensor([len(prefix) for prefix in prefixes]),

@@ -19,7 +19,7 @@ from cosmos_reason_node.models.tokenizer import TextTokenizer
 from . import memory
 from .batches import RowList, RowLoader, RowSource
 from .config import ConfigError, SftConfig
-from .data import Rejections, RowSampler, Source, adapt_spec, load_sources
+from .data import Rejections, RowSampler, Source, adapt_spec, load_sources, spread
 from .export import export
 from .loop import Job, train
 from .lora import add_adapters
@@ -134,7 +134,7 @@ def _job(
     data, run = config.data, config.run
     loader = RowLoader(model.tokenizer, model.spec, augment=data.augment, seed=run.seed)
     sampler = RowSampler(sources, config.optimizer.batch, run.seed)
-    rows = [row for source in validation for row in source.rows][: data.validation_rows]
+    rows = spread(validation, data.validation_rows)
     if rows and len(rows) < context.world:
         raise ConfigError(
             f"data.validation: {len(rows)} rows are fewer than the {context.world} processes; give more"
@@ -155,15 +155,18 @@ def _job(
     )
 
 
+_DATA_FACTS = ("max_tokens", "branches", "verdict_weight", "augment", "frames", "fps", "max_pixels")
+
+
 def _facts(config: SftConfig, digest: str) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it goes on with."""
     return {
         "model.path digest": digest,
         "model.lora": dataclasses.asdict(config.model.lora) if config.model.lora else None,
         "model.train_vision": config.model.train_vision,
+        "model.compute": config.model.compute,
         "data.sources": [dataclasses.asdict(source) for source in config.data.sources],
-        "data.branches": config.data.branches,
-        "data.max_tokens": config.data.max_tokens,
+        **{f"data.{name}": getattr(config.data, name) for name in _DATA_FACTS},
         "optimizer": dataclasses.asdict(config.optimizer),
         "run.seed": config.run.seed,
     }
