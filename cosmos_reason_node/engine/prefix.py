@@ -111,13 +111,13 @@ def video_of(model: LoadedModel, window: Window) -> VideoGrid:
 
 @dataclass(eq=False)
 class Slot:
-    """A place for a prefix.
+    """A place for a prefix: ``plan`` says what it will hold, ``prefix.length`` how much of that it does.
 
     Attributes:
         prefix: keys and values.
-        plan: what it holds, or will once it is read.
+        plan: what it is for.
         users: batches on it.
-        slides: windows since its video was last read whole.
+        slides: times that its video was moved since it was last read whole.
     """
 
     prefix: Prefix
@@ -145,18 +145,19 @@ class PrefixPool:
 
     def take(self, plan: Plan) -> Slot:
         """A place for ``plan``; its ``prefix.length`` says how many tokens it holds already."""
-        shared = {id(slot): plan.shares(*self._filled(slot)) for slot in self._slots}
+        shared = {id(slot): plan.shares(*self._held(slot)) for slot in self._slots}
         best = max(self._slots, key=lambda slot: shared[id(slot)], default=None)
-        length = shared[id(best)] if best is not None else 0
         slot = self._place(plan, best)
-        if best is not None and slot is not best:
-            slot.prefix.copy_from(best.prefix, length)
-        length = (self._slid(slot, plan, length) if slot is best else 0) or length
-        slot.prefix.length = length
-        slot.plan = plan
+        if best is None:
+            held = 0
+        elif slot is best and (gone := self._pairs_gone(slot, plan)):
+            held = self._slide(slot, plan, shared[id(best)], gone)
+        else:
+            held = self._take_over(slot, best, plan, shared[id(best)])
+        slot.prefix.length, slot.plan = held, plan
         slot.users += 1
-        self.reused_tokens += length
-        self.read_tokens += len(plan.tokens) - length
+        self.reused_tokens += held
+        self.read_tokens += len(plan.tokens) - held
         return slot
 
     def release(self, slot: Slot) -> None:
@@ -178,25 +179,36 @@ class PrefixPool:
         """Keys and values held."""
         return sum(slot.prefix.cache.nbytes for slot in self._slots)
 
-    def _slid(self, slot: Slot, plan: Plan, shared: int) -> int:
-        """Move what ``slot`` holds of a window that has slid; tokens that it then holds, 0: none moved."""
+    def _take_over(self, slot: Slot, source: Slot, plan: Plan, shared: int) -> int:
+        """Exact: the ``shared`` first tokens of ``source``, in place or copied; tokens held then."""
+        if slot is not source:
+            slot.prefix.copy_from(source.prefix, shared)
+        # A video that was moved stays one when its window comes again or grows.
+        slot.slides = source.slides if (plan.identity[:shared] < 0).any() else 0
+        return shared
+
+    def _pairs_gone(self, slot: Slot, plan: Plan) -> int:
+        """Pairs by which the window of ``slot`` has slid to ``plan``; 0: it has not, or must be read anew."""
         old = slot.plan
-        gone = next((i for i, pair in enumerate(old.pairs) if plan.pairs and pair is plan.pairs[0]), 0)
-        kept = len(old.pairs) - gone
-        is_slide = gone > 0 and len(plan.cameras) == 1 and old.pairs[gone:] == plan.pairs[:kept]
-        whole = slot.prefix.length == len(old.tokens)
-        if not (is_slide and whole and slot.slides + 1 < self._refresh_every):
-            slot.slides = 0
+        if slot.slides + 1 >= self._refresh_every or slot.prefix.length < len(old.tokens) or not plan.pairs:
             return 0
+        gone = next((i for i, pair in enumerate(old.pairs) if pair is plan.pairs[0]), 0)
+        same = len(plan.cameras) == 1 and old.pairs[gone:] == plan.pairs[: len(old.pairs) - gone]
+        return gone if same else 0
+
+    def _slide(self, slot: Slot, plan: Plan, shared: int, gone: int) -> int:
+        """Approximate: the pairs left, moved behind the ``shared`` first tokens; tokens held then."""
+        old = slot.plan
         each = int((plan.identity < 0).sum()) // len(plan.pairs)
-        source, count = shared + gone * each, kept * each
+        source, count = shared + gone * each, (len(old.pairs) - gone) * each
         moved = plan.positions[:, shared : shared + count] - old.positions[:, source : source + count]
         device = slot.prefix.cache.device
         self._decoder.slide(slot.prefix, source, shared, count, torch.from_numpy(moved).to(device))
         slot.slides += 1
         return shared + count
 
-    def _filled(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+    def _held(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+        """Identity and positions of the tokens that are read."""
         length = slot.prefix.length
         return slot.plan.identity[:length], slot.plan.positions[:, :length]
 

@@ -223,13 +223,17 @@ def test_what_a_request_costs(model, stream):
     assert slid < read + tokens
 
 
-def test_the_approximate_mode_moves_the_video_and_reads_it_anew_every_so_often(model, stream):
+@pytest.mark.parametrize("again", [0, 1])
+def test_the_approximate_mode_moves_the_video_and_reads_it_anew_every_so_often(model, stream, again):
+    """However often each window is asked about."""
     exact, rough = new_engine(model), new_engine(model, refresh_every=3)
     costs, apart = [], []
     for first in range(0, 12, 2):
         asked = Request("r", (window(stream[SIZES[0]], first, 8),), (YES_NO,))
         before = rough.statistics.prefix_tokens_read
         (mine,), (theirs,) = (ends(engine.answer(asked)).values() for engine in (rough, exact))
+        for _ in range(again):
+            list(rough.answer(asked))
         costs.append(rough.statistics.prefix_tokens_read - before)
         apart.append(abs(mine.answer.confidence - theirs.answer.confidence))
     video, new = 4 * 2 + 1, 2 + 1  # visual tokens of four pairs, of one, and <|vision_end|>
