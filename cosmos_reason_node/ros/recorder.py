@@ -179,11 +179,10 @@ class Recorder:
                 ErrorCode.RECORDING_BUSY,
                 f"{self._capture.path} is still being written; ask again when status.capturing is empty",
             )
-        writer = self._open(f"capture_{label}" if label else "capture")
         now_s = time.monotonic()
-        self._capture = self._thread(
-            _CAPTURE, writer, self._past.between(now_s - before_s), until_s=now_s + after_s
-        )
+        past = self._past.between(now_s - before_s)
+        writer = self._open(f"capture_{label}" if label else "capture", _bytes(past))
+        self._capture = self._thread(_CAPTURE, writer, past, until_s=now_s + after_s)
         return writer.directory
 
     def capture_corrected(self, first: Mapping[str, int], published_s: float) -> Path | None:
@@ -223,10 +222,10 @@ class Recorder:
             raise CosmosReasonError(
                 ErrorCode.RECORDING_BUSY, f"{self._corrected[0].path} is still being written; ask again"
             )
-        writer = self._open("capture_corrected")
         since_s, until_s = begin_s - _MARGIN_S, min(published_s + _MARGIN_S, time.monotonic())
-        entries = self._past.between(since_s, until_s)
-        self._corrected.append(self._thread(_CAPTURE, writer, entries, until_s=until_s))
+        past = self._past.between(since_s, until_s)
+        writer = self._open("capture_corrected", _bytes(past))
+        self._corrected.append(self._thread(_CAPTURE, writer, past, until_s=until_s))
         self._covered = since_s, until_s, writer.directory
         return writer.directory
 
@@ -357,3 +356,7 @@ class Recorder:
         if kind == _CAPTURE:
             self._covered = None  # it may be the bag that could not be completed
         self._warn(reason)
+
+
+def _bytes(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.serialized) for entry in entries)

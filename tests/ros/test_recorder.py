@@ -235,6 +235,10 @@ def test_recording_stops_at_the_disk_budget_with_a_whole_bag(tmp_path: Path, war
     assert sum(path.stat().st_size for path in bag.iterdir()) < 1.05 * 2**20
     assert "record_budget_mb" in recorder.report().error
     assert warnings == [recorder.report().error]
+    with pytest.raises(CosmosReasonError) as raised:
+        recorder.capture(60, 0, "")  # refused at once, not begun and given up
+    assert raised.value.code is ErrorCode.DISK_BUDGET_EXCEEDED
+    assert list(tmp_path.iterdir()) == [bag]
     (tmp_path / "more").write_bytes(bytes(100_000))
     with pytest.raises(CosmosReasonError) as raised:
         recorder.capture(0, 0, "")
