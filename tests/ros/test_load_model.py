@@ -95,7 +95,7 @@ def test_a_model_that_works_is_swapped_in(client, node, other, bags):
     assert response.model.digest != old.model.digest
     until(lambda: client.status.model.digest == response.model.digest, "status")
     assert client.status.task == "open the drawer"
-    assert client.status.recording == capture.path  # the capture goes on
+    assert client.status.capturing == capture.path  # the capture goes on
     until(lambda: client.status.cameras and client.status.cameras[0].sampled >= 6, "frames")
     new = in_service(client)
     assert new.model.digest == response.model.digest

@@ -112,7 +112,7 @@ def test_capture_writes_a_bag_of_images_decisions_and_task(client, cameras):
     assert "test" in reply.path
     second = client.call(Capture, "capture", before=1.0, after=1.0, label="again")
     assert second.error_code == ErrorCode.RECORDING_BUSY
-    until(lambda: client.status.recording == "" and client.status.recording_bytes > 0, "bag complete")
+    until(lambda: client.status.capturing == "" and client.status.recording_bytes > 0, "bag complete")
     with Reader(reply.path) as bag:
         counts = {name: topic.msgcount for name, topic in bag.topics.items()}
         types = {topic.msgtype for topic in bag.topics.values()}
@@ -130,7 +130,7 @@ def test_capture_writes_a_bag_of_images_decisions_and_task(client, cameras):
     "fields", [{"label": "../up"}, {"label": "a b"}, {"before": float("nan")}, {"before": 1e9}]
 )
 def test_captures_that_make_no_sense_are_refused(client, fields):
-    until(lambda: client.status.recording == "", "idle")
+    until(lambda: client.status.capturing == "", "idle")
     reply = client.call(Capture, "capture", **{"before": 1.0, "after": 0.0, "label": "x", **fields})
     assert reply.error_code == ErrorCode.INVALID_REQUEST
     assert reply.error_msg

@@ -146,7 +146,7 @@ def test_a_correction_is_kept_with_its_images(client, bags):
     lines = [json.loads(line) for line in (bags / "corrections.jsonl").read_text().splitlines()]
     assert (lines[-1]["decision_id"], lines[-1]["answer"]) == (decision.decision_id, "C")
     (bag,) = until(lambda: list(bags.glob("capture_corrected_*")), "a bag of what was corrected")
-    until(lambda: not client.status.recording and (bag / "metadata.yaml").exists(), "the bag's end")
+    until(lambda: not client.status.capturing and (bag / "metadata.yaml").exists(), "the bag's end")
     report = Report()
     spec = WindowSpec(250_000_000, 4, PatchSpec(), frame_size=(56, 84))
     samples = convert(bag, bags.parent / "data", report, spec=spec)
