@@ -19,6 +19,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ from .writing import Writing
 # Question tokens that start in one step; more start in the next ones.
 _START_TOKENS = 2048
 _NOT_FINITE = "the model's output is not finite: try dtype float32 or another model"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a row says after one pass.
+
+    Attributes:
+        events: one for each guess that came true, then one for the token that the model chose after them.
+    """
+
+    events: list[Token | Failed]
+
+    @property
+    def right(self) -> int:
+        """Guesses that came true."""
+        return len(self.events) - 1
 
 
 class Batch:
@@ -182,29 +199,28 @@ class Batch:
         rows: list[Writing],
         fed: list[int],
         guesses: list[list[int]],
-        says: list[list[Token | Failed]],
+        says: list[_Said],
     ) -> None:
         """Note what was fed to each row, hand over what it says, and let go of the rows that end."""
         counters = self._machine.counters
         assert self._regions is not None
         now = time.monotonic()
-        for writing, count, guess, events in zip(rows, fed, guesses, says, strict=True):
-            right = len(events) - 1
-            counters.right_guesses += right
-            counters.decode_tokens += count + right if writing.length else 0
-            writing.length += count + right
+        for writing, count, guess, said in zip(rows, fed, guesses, says, strict=True):
+            counters.right_guesses += said.right
+            counters.decode_tokens += count + said.right if writing.length else 0
+            writing.length += count + said.right
             writing.prefilled = writing.prefilled or now
             if writing.draft is not None:
-                writing.draft.learn(len(guess), right)
-        for writing, events in zip(rows, says, strict=True):
+                writing.draft.learn(len(guess), said.right)
+        for writing, said in zip(rows, says, strict=True):
             if writing not in self._rows:
                 continue  # another order of its options failed just now
-            failed = isinstance(events[-1], Failed)
+            failed = isinstance(said.events[-1], Failed)
             if failed:
                 self._regions.wipe(self._rows.index(writing))
             if failed or writing.grammar.done:
                 self._vacate(writing)
-            for event in events:
+            for event in said.events:
                 writing.say(writing, event)
             if writing.grammar.done:
                 self._keep(writing)
@@ -229,13 +245,13 @@ class Batch:
         chosen = self._ahead.advance(
             rows, masks[0] if same else torch.stack(masks), self._slot.prefix, self._regions
         )
-        events = [[self._push(writing, *one)] for writing, one in zip(rows, chosen, strict=True)]
+        events = [self._push(writing, *one) for writing, one in zip(rows, chosen, strict=True)]
         for writing, step, (token, _), event in zip(rows, steps, chosen, events, strict=True):
-            over = isinstance(event[0], Failed) or writing.grammar.done or writing.pending != [token]
+            over = isinstance(event, Failed) or writing.grammar.done or writing.pending != [token]
             if over or getattr(writing.grammar.step(), "forbidden", None) is not step.forbidden:
                 self._stop_ahead()
         self._machine.counters.decode_steps += 1
-        self._finish(rows, [1] * len(rows), [[]] * len(rows), events)
+        self._finish(rows, [1] * len(rows), [[]] * len(rows), [_Said([event]) for event in events])
 
     def _stop_ahead(self) -> None:
         """What is queued does not count: rows come, go or are fed something else."""
@@ -298,14 +314,12 @@ class Batch:
             hidden = hidden[row, place]
         return machine.decoder.logits(hidden)
 
-    def _choose(
-        self, rows: list[Writing], guesses: list[list[int]], logits: Tensor
-    ) -> list[list[Token | Failed]]:
+    def _choose(self, rows: list[Writing], guesses: list[list[int]], logits: Tensor) -> list[_Said]:
         """What each row says next: one token, and one more for each guess that came true before it."""
         steps = [writing.grammar.step() for writing in rows]
         firsts = list(itertools.accumulate([len(guess) + 1 for guess in guesses], initial=0))[:-1]
         free = {row: step for row, step in enumerate(steps) if isinstance(step, FreeStep)}
-        says: list[list[Token | Failed]] = [[] for _ in rows]
+        says: dict[int, _Said] = {}
         if free:
             own = [rows[row] for row in free for _ in range(len(guesses[row]) + 1)]
             places = [firsts[row] + i for row in free for i in range(len(guesses[row]) + 1)]
@@ -325,8 +339,8 @@ class Batch:
                 says[row] = self._accept(rows[row], step, guesses[row], mine)
         for row, other in enumerate(steps):
             if isinstance(other, ChoiceStep):
-                says[row] = [self._settle(rows[row], other, logits[firsts[row]])]
-        return says
+                says[row] = _Said([self._settle(rows[row], other, logits[firsts[row]])])
+        return [says[row] for row in range(len(rows))]
 
     def _accept(
         self,
@@ -334,7 +348,7 @@ class Batch:
         step: FreeStep,
         guess: list[int],
         chosen: list[tuple[int, float, float]],
-    ) -> list[Token | Failed]:
+    ) -> _Said:
         """Write tokens until one is not what was guessed: what follows was computed after another text."""
         events: list[Token | Failed] = []
         for i, (token, log_prob, _) in enumerate(chosen):
@@ -347,7 +361,7 @@ class Batch:
                 break
         if writing.sampling.temperature > 0:  # the numbers that decided nothing are the next ones
             writing.points.extendleft(point for _, _, point in reversed(chosen[len(events) :]))
-        return events
+        return _Said(events)
 
     def _push(self, writing: Writing, token: int, log_prob: float) -> Token | Failed:
         if not math.isfinite(log_prob):

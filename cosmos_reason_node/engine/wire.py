@@ -98,7 +98,11 @@ Message = Submit | Observe | Cancel | Stop | Ready | Unusable | Reply | Report
 
 
 class KeptImages:
-    """Images by number, the longest unused go first. The two ends do the same in the same order."""
+    """Images by number, the longest unused go first.
+
+    Each end counts the numbers and lets go of images by itself, so both have to call ``keep`` and ``use`` for
+    the same images in the same order.
+    """
 
     def __init__(self) -> None:
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -121,8 +125,8 @@ class KeptImages:
             del self._numbers[id(old)]
             self._bytes -= old.nbytes
 
-    def get(self, number: int) -> np.ndarray:
-        """The image of that number, which counts as used."""
+    def use(self, number: int) -> np.ndarray:
+        """The image of that number, which is now the last to go."""
         self._images.move_to_end(number)
         return self._images[number]
 
@@ -140,7 +144,7 @@ class _Pickler(pickle.Pickler):
             return None
         number = self._images.number(thing)
         if number is not None:
-            self._images.get(number)
+            self._images.use(number)
             return number
         self._images.keep(thing)
         self.parts.append(np.ascontiguousarray(thing).data.cast("B"))
@@ -157,7 +161,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         if isinstance(pid, int):
-            return self._images.get(pid)
+            return self._images.use(pid)
         part, shape = pid
         image = np.frombuffer(self._parts[part], np.uint8).reshape(shape)
         self._images.keep(image)

@@ -63,7 +63,7 @@ class Cluster:
         gpus: all of them.
         train_share: of the GPUs that train, asynchronously.
         questions, group_size: of an iteration.
-        slots: groups that a GPU writes at a time.
+        slots: groups that a GPU writes at a time; a rollout worker writes one.
         max_staleness: as in RolloutConfig.
         train_efficiency: speed-up of training per doubling of its GPUs, 1 = ideal.
     """
@@ -72,7 +72,7 @@ class Cluster:
     train_share: float = 0.25
     questions: int = 128
     group_size: int = 9
-    slots: int = 8
+    slots: int = 1
     max_staleness: int = 1
     train_efficiency: float = 0.95
 
@@ -163,7 +163,8 @@ def _makespan(jobs: Sequence[float], lanes: int) -> float:
     return max(ends)
 
 
-# Of the 7B model on one H100, from the counts in docs/rl.md; lengths as published for reasoning models.
+# Of the 7B model on one H100, none of them measured: from operation counts and memory bandwidth; lengths as
+# published for reasoning models.
 ESTIMATED_7B = Phases(
     prompt_s=0.35,
     token_s=0.012,
@@ -179,10 +180,7 @@ GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 def scaling(phases: Phases, *, grow: bool) -> list[dict[str, Any]]:
     """Predictions from 8 to 1,024 GPUs; with ``grow`` the batch grows with the cluster (128 on 32 GPUs)."""
-    return [
-        compare(phases, Cluster(gpus, questions=max(32, 4 * gpus) if grow else 128, slots=8 if grow else 4))
-        for gpus in GPUS
-    ]
+    return [compare(phases, Cluster(gpus, questions=max(32, 4 * gpus) if grow else 128)) for gpus in GPUS]
 
 
 def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
