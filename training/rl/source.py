@@ -10,7 +10,9 @@ each step:                   its minibatch, as forward passes of this process
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -61,8 +63,7 @@ class GroupSource:
         iteration, part = divmod(step, self._config.grpo.minibatches)
         if iteration != self._iteration:
             self._start(iteration, rank, world)
-        for number, (rows, counts) in enumerate(self._parts[part]):
-            batch = self._batch(rows, counts)
+        for number, batch in enumerate(self._decoded(self._parts[part])):
             yield dataclasses.replace(batch, proximal=self._proximal.get((part, number)))
 
     def close(self) -> None:
@@ -77,9 +78,9 @@ class GroupSource:
         self._proximal = {}
         if count > 1 and self._config.grpo.importance_cap:
             for part, passes in enumerate(self._parts):
-                for number, (rows, counts) in enumerate(passes):
-                    batch = self._batch(rows, counts).to(self._device)
-                    self._proximal[part, number] = self._objective.log_probs(batch).cpu()
+                for number, batch in enumerate(self._decoded(passes)):
+                    log_probs = self._objective.log_probs(batch.to(self._device))
+                    self._proximal[part, number] = log_probs.cpu()
         self._iteration = iteration
 
     def _passes(self, groups: list[Group], rank: int, world: int) -> list[tuple[list[AnswerRow], bool]]:
@@ -91,6 +92,16 @@ class GroupSource:
         passes = [(made, True) for made in plan(rows, self._config.data.max_tokens, 1)]  # type: ignore[arg-type]
         passes += [(passes[-1][0], False)] * (-len(passes) % world)
         return passes[rank::world]  # type: ignore[return-value]
+
+    def _decoded(self, passes: list[tuple[list[AnswerRow], bool]]) -> Iterator[RlBatch]:
+        """Batches; the videos of the next are decoded while one is computed."""
+        with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+            coming = deque(pool.submit(self._batch, *one) for one in passes[:1])
+            for following in [*passes[1:], None]:
+                batch = coming.popleft().result()
+                if following:
+                    coming.append(pool.submit(self._batch, *following))
+                yield batch
 
     def _batch(self, rows: list[AnswerRow], counts: bool) -> RlBatch:
         try:
