@@ -51,14 +51,7 @@ nano: test-setup ## make the nano checkpoint anew in build/nano: simulate, train
 
 nano-rl: test-setup ## second stage of nano: simulate other clips, GRPO, evaluate before and after (hours on two cores)
 	@. scripts/env.sh && python -m training.rl.nano && python -m training.rl --config training/configs/rl_nano.yaml
-	@. scripts/env.sh && for s in sft:build/nano/model rl:build/nano/rl/run/model; do \
-	    python -m training.eval --model $${s#*:} --bench sim --protocol strict --stage $${s%%:*} \
-	        --out build/nano/rl/eval/$${s%%:*}; \
-	    python -m training.eval --model $${s#*:} --bench build/nano/rl/data/none --protocol strict --stage $${s%%:*} \
-	        --out build/nano/rl/none/$${s%%:*}; \
-	done
-	@. scripts/env.sh && python -m training.eval export build/nano/rl/eval/*/strict.json \
-	    --out build/nano/rl/run/model/eval.json
+	@. scripts/env.sh && python -m training.nano compare
 
 bench: test-setup ## cost of images, capture to decision, questions about a sliding window; writes build/benchmarks/*.json
 	@mkdir -p build/benchmarks

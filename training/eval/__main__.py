@@ -6,6 +6,7 @@
     python -m training.eval --model DIR --bench FOLDER_OR_FILE
     python -m training.eval score DIR                        # reports anew, without the model
     python -m training.eval calibrate DIR --model models/nano --write     # confidences; see calibration.py
+    python -m training.eval compare BEFORE AFTER             # paired differences, with intervals
     python -m training.eval export DIR/letter.json ... --out models/nano/eval.json
 
 Started again with the same --out, it goes on where it was.
@@ -23,7 +24,7 @@ from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
 from training.data.problems import DataError
 
-from . import calibration, export, run
+from . import calibration, compare, export, run
 from .benchmarks import FAMILIES, data_set, family
 from .item import Benchmark
 from .markdown import kinds
@@ -37,9 +38,8 @@ SIM_DATA = (Path("build/nano/episodes/held_out"), Path("build/nano/clips/held_ou
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    command = {"score": _score, "export": _export, "calibrate": _calibrate}.get(
-        given[0] if given else "", _evaluate
-    )
+    commands = {"score": _score, "compare": _compare, "export": _export, "calibrate": _calibrate}
+    command = commands.get(given[0] if given else "", _evaluate)
     try:
         command(given if command is _evaluate else given[1:])
     except (CosmosReasonError, DataError, FileNotFoundError, ValueError, OSError) as error:
@@ -151,6 +151,15 @@ def _export(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     made = export.export(options.reports, options.out)
     print(f"{len(made)} rows written to {options.out}")
+
+
+def _compare(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.eval compare")
+    parser.add_argument("before", type=Path, help="the --out of an evaluation")
+    parser.add_argument("after", type=Path, help="of another model, asked the same")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="letter", help="default: letter")
+    options = parser.parse_args(arguments)
+    print(compare.table(compare.compare(options.before, options.after, options.protocol)))
 
 
 def _parser() -> argparse.ArgumentParser:

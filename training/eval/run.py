@@ -29,7 +29,7 @@ from .prediction import PredictionLog, read_predictions
 from .protocol import PROTOCOLS, Protocol
 from .report import build
 from .rollout import Plan, collect
-from .scoring import Run, read_outcomes
+from .scoring import Outcome, Run, read_outcomes
 from .thumbnails import strip, strip_path
 
 RUN, ITEMS, PREDICTIONS, FRAMES = "run.json", "items.jsonl", "predictions.jsonl", "frames"
@@ -78,6 +78,49 @@ def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, direct
     collect(engine, benchmark, plan, log, shown=shown, progress=_progress(len(benchmark.stimuli)))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of an evaluation without its model.
+
+    Attributes:
+        outcomes: of the items that were asked in full.
+        unasked: number of items that were not.
+        settings: how they were asked.
+        facts: see read_run.
+    """
+
+    outcomes: list[Outcome]
+    unasked: int
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def read_evaluation(directory: Path, protocol: str) -> Evaluation:
+    """An evaluation's files, read by a protocol.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no evaluation, a file of it is damaged, or it was not asked
+            for this protocol.
+    """
+    facts = read_run(directory)
+    settings = facts["asked"].get(_way(PROTOCOLS[protocol]))
+    if settings is None:
+        raise ValueError(
+            f"{directory} was not asked for protocol {protocol}: run it with --protocol {protocol}"
+        )
+    run = Run(
+        facts["model"]["digest"],
+        facts["model"]["prompt_id"],
+        settings["decoding"],
+        settings["seeds"],
+        settings["permutations"],
+        settings["blind"],
+    )
+    items, log = read_items(directory / ITEMS), read_predictions(directory / PREDICTIONS)
+    outcomes, unasked = read_outcomes(items, log, run, PROTOCOLS[protocol])
+    return Evaluation(outcomes, unasked, settings, facts)
+
+
 def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Make the reports of an evaluation anew, from its files alone.
 
@@ -91,44 +134,27 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
     Raises:
         FileNotFoundError, ValueError: there is no evaluation, or a file of it is damaged.
     """
-    facts = read_run(directory)
-    items = read_items(directory / ITEMS)
-    log = read_predictions(directory / PREDICTIONS)
+    asked = read_run(directory)["asked"]
     reports = {}
-    for name in protocols or PROTOCOLS:
-        protocol = PROTOCOLS[name]
-        settings = facts["asked"].get(_way(protocol))
-        if settings is None:
-            if protocols:
-                raise ValueError(
-                    f"{directory} was not asked for protocol {name}: run it with --protocol {name}"
-                )
-            continue
-        run = Run(
-            facts["model"]["digest"],
-            facts["model"]["prompt_id"],
-            settings["decoding"],
-            settings["seeds"],
-            settings["permutations"],
-            settings["blind"],
-        )
-        outcomes, unasked = read_outcomes(items, log, run, protocol)
+    for name in protocols or [name for name in PROTOCOLS if _way(PROTOCOLS[name]) in asked]:
+        found = read_evaluation(directory, name)
+        facts = found.facts
         report = build(
-            outcomes,
-            unasked,
+            found.outcomes,
+            found.unasked,
             {
                 "model": facts["model"],
                 "stage": facts["stage"],
                 "benchmark": facts["benchmark"],
-                "protocol": {"name": name, "about": protocol.about},
-                "settings": settings,
+                "protocol": {"name": name, "about": PROTOCOLS[name].about},
+                "settings": found.settings,
             },
             held_out_tasks=facts["held_out_tasks"],
             official=facts["benchmark"]["official"],
         )
         write_text(directory / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_text(directory / f"{name}.md", markdown(report))
-        write_text(directory / f"{name}.html", page(report, outcomes, directory / FRAMES))
+        write_text(directory / f"{name}.html", page(report, found.outcomes, directory / FRAMES))
         reports[name] = report
     return reports
 

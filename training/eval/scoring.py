@@ -111,7 +111,7 @@ def cell(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """
     items = [outcome.item for outcome in outcomes]
     clusters = np.array([item.cluster for item in items])
-    seeing = _rights([outcome.seeing for outcome in outcomes])
+    seeing = rights([outcome.seeing for outcome in outcomes])
     all_given = [given for outcome in outcomes for given in outcome.seeing]
     result: dict[str, Any] = {
         "n": len(items),
@@ -122,7 +122,7 @@ def cell(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "best_without_video": _plain(estimate(best_without_video(items)[:, None], clusters)),
     }
     if all(outcome.blind for outcome in outcomes):
-        blind = _rights([outcome.blind for outcome in outcomes])
+        blind = rights([outcome.blind for outcome in outcomes])
         gain = difference(seeing, blind, clusters)
         result["blind"] = _plain(estimate(blind, clusters))
         result["above_blind"] = {**_plain(gain), "p": round(gain.p, 4)}
@@ -173,7 +173,7 @@ def _said(item: Item, given: Given) -> str:
     return text.lower() if normal(text) in ("yes", "no") else "(words)"
 
 
-def _rights(given: Sequence[Sequence[Given]]) -> np.ndarray:
+def rights(given: Sequence[Sequence[Given]]) -> np.ndarray:
     """(I, S) bool."""
     return np.array([[one.right for one in runs] for runs in given])
 

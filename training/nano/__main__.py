@@ -4,7 +4,8 @@
 python -m training.nano generate     simulated episodes and clips        -> build/nano/{episodes,clips}
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
 python -m training.nano evaluate     held-out episodes and clips         -> build/nano/{eval,model/eval.json}
-python -m training.nano diagnose     what goes wrong with which object -> two tables
+python -m training.nano diagnose     what goes wrong with which object   -> two tables
+python -m training.nano compare      before and after the second stage   -> build/nano/rl/{eval,none}, two tables
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
 """
@@ -50,27 +51,47 @@ def _train(options: argparse.Namespace) -> None:
     train(job)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from training.eval.__main__ import main as evaluate
-
+def _asked(windows: int) -> list[str]:
+    """The simulated benchmark, for training.eval."""
     from .source import HELD_OUT_TEXTS
 
     data = [str(WORK / folder / "held_out") for folder in ("episodes", "clips")]
-    asked = ["--bench", "sim", "--windows", str(options.windows), "--data", *data]
-    asked += ["--held-out-tasks", *sorted(HELD_OUT_TEXTS)]
+    asked = ["--bench", "sim", "--windows", str(windows), "--data", *data]
+    return [*asked, "--held-out-tasks", *sorted(HELD_OUT_TEXTS)]
+
+
+def _eval(*arguments: object) -> None:
+    from training.eval.__main__ import main as evaluate
+
+    code = evaluate([str(argument) for argument in arguments])
+    if code:
+        raise SystemExit(code)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     base, trained = WORK / "eval-untrained", WORK / "eval"
+    asked = _asked(options.windows)
     _untrained(WORK / "untrained")
     for model, stage, report, more in (
         (WORK / "untrained", "base", base, ["--no-blind", "--permutations", "1"]),
         (options.model, "sft", trained, []),
     ):
-        code = evaluate(["--model", str(model), "--stage", stage, "--out", str(report), *asked, *more])
-        if code:
-            raise SystemExit(code)
-    reports = [str(report / "letter.json") for report in (base, trained)]
-    code = evaluate(["export", *reports, "--out", str(options.model / "eval.json")])
-    if code:
-        raise SystemExit(code)
+        _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
+    reports = [report / "letter.json" for report in (base, trained)]
+    _eval("export", *reports, "--out", options.model / "eval.json")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    sampled = ["--protocol", "strict", "--no-blind", "--permutations", "1"]
+    none = ["--bench", str(WORK / "rl" / "data" / "none")]
+    benchmarks = {"eval": _asked(options.windows), "none": none}
+    for folder, asked in benchmarks.items():
+        for stage, model in (("sft", options.before), ("rl", options.after)):
+            _eval("--model", model, "--stage", stage, "--out", WORK / "rl" / folder / stage, *sampled, *asked)
+    for folder in benchmarks:
+        before, after = (WORK / "rl" / folder / stage for stage in ("sft", "rl"))
+        print(f"\n{folder}")
+        _eval("compare", before, after, "--protocol", "strict")
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -134,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", type=Path, default=WORK / "model", help="checkpoint directory")
     evaluate.add_argument("--windows", type=int, default=400, help="of each source")
     evaluate.set_defaults(run=_evaluate)
+
+    compare = stages.add_parser(
+        "compare", help="two checkpoints, by sampled answers; none of the options too"
+    )
+    compare.add_argument("--before", type=Path, default=WORK / "model", help="checkpoint directory")
+    compare.add_argument("--after", type=Path, default=WORK / "rl" / "run" / "model", help="the other one")
+    compare.add_argument("--windows", type=int, default=300, help="of each source")
+    compare.set_defaults(run=_compare)
 
     diagnose = stages.add_parser("diagnose", help="what the tower sees and what is answered, by object")
     diagnose.add_argument("--stage", choices=("answers", "finish"), default="finish", help="of the tower")
