@@ -5,7 +5,7 @@ python -m training.nano generate     simulated episodes and clips        -> buil
 python -m training.nano train        tokenizer, vision tower, answers    -> build/nano/model
 python -m training.nano evaluate     held-out episodes and clips         -> build/nano/{eval,model/eval.json}
 python -m training.nano diagnose     what goes wrong with which object   -> two tables
-python -m training.nano compare      before and after the second stage   -> build/nano/rl/{eval,none}, two tables
+python -m training.nano compare      before and after the second stage   -> build/nano/rl/{eval,none}, tables
 python -m training.nano clip         the demo clip                       -> tests/assets/drawer_open.mp4
 python -m training.nano init         random weights (for engine tests)   -> build/nano-untrained
 """
