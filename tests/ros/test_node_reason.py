@@ -34,6 +34,11 @@ def client(node):
         client.camera("image_raw")
         client.ready()
         until(lambda: client.status.cameras[0].sampled >= 6, "frames")
+        # A server does not wait for those who listen to its feedback: once some came, all of it does.
+        first = client.goal(think_tokens=LONG)
+        until(lambda: first.feedback, "the first feedback")
+        first.cancel()
+        first.result(10.0)
         yield client
     finally:
         client.close()
