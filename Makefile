@@ -51,7 +51,8 @@ nano: test-setup ## make the nano checkpoint anew in build/nano: simulate, train
 
 nano-rl: test-setup ## second stage of nano: simulate other clips, GRPO, evaluate before and after (hours on two cores)
 	@. scripts/env.sh && python -m training.rl.nano && python -m training.rl --config training/configs/rl_nano.yaml
-	@. scripts/env.sh && python -m training.nano compare
+	@. scripts/env.sh && python -m training.nano compare && \
+	    python -m training.nano evaluate --model build/nano/rl/run/model --stage rl
 
 bench: test-setup ## cost of images, capture to decision, questions about a sliding window; writes build/benchmarks/*.json
 	@mkdir -p build/benchmarks

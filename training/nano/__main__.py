@@ -69,15 +69,19 @@ def _eval(*arguments: object) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    base, trained = WORK / "eval-untrained", WORK / "eval"
+    base, tuned = WORK / "eval-untrained", WORK / "eval"
+    trained = tuned if options.stage == "sft" else WORK / f"eval-{options.stage}"
     asked = _asked(options.windows)
     _untrained(WORK / "untrained")
     for model, stage, report, more in (
         (WORK / "untrained", "base", base, ["--no-blind", "--permutations", "1"]),
-        (options.model, "sft", trained, []),
+        (options.model, options.stage, trained, []),
     ):
         _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
-    reports = [report / "letter.json" for report in (base, trained)]
+    # After the second stage the table has a row of what it began with, where that was evaluated.
+    reports = [
+        path for report in dict.fromkeys((base, tuned, trained)) if (path := report / "letter.json").exists()
+    ]
     _eval("export", *reports, "--out", options.model / "eval.json")
 
 
@@ -154,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = stages.add_parser("evaluate", help="ask about the held-out split; two tasks apart")
     evaluate.add_argument("--model", type=Path, default=WORK / "model", help="checkpoint directory")
     evaluate.add_argument("--windows", type=int, default=400, help="of each source")
+    evaluate.add_argument("--stage", choices=("sft", "rl"), default="sft", help="that the model comes from")
     evaluate.set_defaults(run=_evaluate)
 
     compare = stages.add_parser(
