@@ -244,7 +244,8 @@ class Config:
     )
     record_buffer_mb: int = setting(
         256,
-        "Memory for the past of all cameras together, MiB; the oldest images go first.",
+        "Memory for the past of all cameras together, MiB. When it is short, the oldest images go first; the "
+        "second half of it holds, farther back, the images that the model samples.",
         low=0,
         high=65536,
     )

@@ -37,19 +37,25 @@ class Entry:
 class Past:
     """Keeps entries for ``keep_s``; the oldest images go first when they take more than ``limit_bytes``.
 
-    Of a latched topic the newest message is kept however old it is. Not thread-safe.
+    With ``thin`` all images have half of these bytes; of those that no longer find room there, the other half
+    holds what the model samples. Of a latched topic the newest message is kept however old it is. Not
+    thread-safe.
     """
 
     def __init__(self, keep_s: float, limit_bytes: int) -> None:
         self._keep_s = keep_s
+        self._limit_bytes = limit_bytes
         self._images = _Queue(limit_bytes)
+        self._sampled = _Queue(0)
+        self._period_ns = 0
+        self._ticks: dict[str, int] = {}  # of the newest image of each topic in ``_sampled``
         self._others = _Queue(min(limit_bytes, _SMALL_LIMIT_BYTES))
         self._latched: dict[str, Entry | None] = {}
 
     @property
     def size(self) -> int:
         """Bytes held."""
-        return self._images.size + self._others.size
+        return self._sampled.size + self._images.size + self._others.size
 
     def keep(self, keep_s: float) -> None:
         """Keep entries for ``keep_s`` from now on."""
@@ -57,8 +63,14 @@ class Past:
 
     def reach_s(self, now_s: float) -> float:
         """How far the images in memory reach back at ``now_s``, seconds; without images, the rest."""
-        oldest = self._images.entries or self._others.entries
+        oldest = self._sampled.entries or self._images.entries or self._others.entries
         return now_s - oldest[0].received_s if oldest else 0.0
+
+    def thin(self, period_ns: int) -> None:
+        """Let the first image of each tick of ``period_ns`` outlast the others when memory is short."""
+        self._period_ns = period_ns
+        self._sampled.limit = self._limit_bytes // 2
+        self._images.limit = self._limit_bytes - self._sampled.limit
 
     def latch(self, topic: str) -> None:
         """Keep the newest message of ``topic`` whatever its age."""
@@ -69,10 +81,12 @@ class Past:
         if entry.topic.name in self._latched:
             self._latched[entry.topic.name] = entry
         queue = self._images if len(entry.serialized) >= _BULK_BYTES else self._others
-        queue.add(entry)
+        for dropped in queue.add(entry):
+            if queue is self._images and self._is_sampled(dropped):
+                self._sampled.add(dropped)
         since_s = entry.received_s - self._keep_s
-        self._images.drop_before(since_s)
-        self._others.drop_before(since_s)
+        for queue in self._queues:
+            queue.drop_before(since_s)
 
     def between(self, since_s: float, until_s: float = math.inf) -> list[Entry]:
         """Entries received from ``since_s`` to ``until_s`` (monotonic), oldest first.
@@ -81,7 +95,7 @@ class Past:
         """
         entries = [
             entry
-            for queue in (self._images, self._others)
+            for queue in self._queues
             for entry in queue.entries
             if since_s <= entry.received_s <= until_s
         ]
@@ -96,11 +110,26 @@ class Past:
 
         Monotonic time; the last moment when several have the stamp, None when memory holds none.
         """
-        for queue in (self._images, self._others):
+        for queue in reversed(self._queues):
             for entry in reversed(queue.entries):
                 if entry.topic.name == topic and entry.received_s <= until_s and _stamp(entry) == stamp_ns:
                     return entry.received_s
         return None
+
+    @property
+    def _queues(self) -> tuple[_Queue, ...]:
+        """Older images before newer ones."""
+        return self._sampled, self._images, self._others
+
+    def _is_sampled(self, entry: Entry) -> bool:
+        """Whether it is the first image of its tick, by the rule of window.WindowBuffer."""
+        stamp_ns = _stamp(entry) if self._period_ns else None
+        if stamp_ns is None:
+            return False
+        tick = stamp_ns // self._period_ns
+        is_first = self._ticks.get(entry.topic.name) != tick
+        self._ticks[entry.topic.name] = tick
+        return is_first
 
 
 def _stamp(entry: Entry) -> int | None:
@@ -116,17 +145,22 @@ class _Queue:
     def __init__(self, limit: int) -> None:
         self.entries: deque[Entry] = deque()
         self.size = 0
-        self._limit = limit
+        self.limit = limit
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> list[Entry]:
+        """Returns those for which there is no room any more."""
         self.entries.append(entry)
         self.size += len(entry.serialized)
-        while self.entries and self.size > self._limit:
-            self._drop()
+        dropped = []
+        while self.entries and self.size > self.limit:
+            dropped.append(self._drop())
+        return dropped
 
     def drop_before(self, since_s: float) -> None:
         while self.entries and self.entries[0].received_s < since_s:
             self._drop()
 
-    def _drop(self) -> None:
-        self.size -= len(self.entries.popleft().serialized)
+    def _drop(self) -> Entry:
+        entry = self.entries.popleft()
+        self.size -= len(entry.serialized)
+        return entry

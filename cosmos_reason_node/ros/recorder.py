@@ -123,6 +123,10 @@ class Recorder:
         """Let the past reach ``keep_s`` seconds from now on; what is forgotten does not come back."""
         self._past.keep(keep_s)
 
+    def sample(self, period_ns: int) -> None:
+        """The model samples an image each ``period_ns``: when memory is short, these outlast the others."""
+        self._past.thin(period_ns)
+
     def add_topic(self, topic: str, message_type: str, qos: Sequence[QoSProfile] = ()) -> None:
         """Declare a topic before its first record().
 

@@ -30,6 +30,7 @@ from ..monitors import Task
 from ..pipeline import Pipeline
 from ..queries import check_task
 from ..types import Decision, Verdict
+from ..window import TimeGrid
 from .camera import Camera
 from .corrections import Corrections
 from .executor import caught
@@ -163,6 +164,7 @@ class Session:
         self.host = host
         self._continued = before is not None
         self.recorder: Recorder = before.recorder if before else _recorder(node, config)
+        self.recorder.sample(TimeGrid.from_fps(config.fps).period_ns)
         self.corrections: Corrections = before.corrections if before else Corrections(config.record_dir)
         self._node = node
         self._outlets = outlets

@@ -7,21 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from cosmos_reason_msgs.msg import Decision, ErrorCode
-from cosmos_reason_msgs.srv import Capture, Correct
+from cosmos_reason_msgs.msg import ErrorCode
+from cosmos_reason_msgs.srv import Capture
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rosbags.rosbag2 import Reader
 
-from cosmos_reason_node.models.spec import PatchSpec
 from tests.ros.client import Client
 from tests.ros.node_process import running_node, until
-from training.data.bag import convert
-from training.data.media import WindowSpec
-from training.data.problems import Report
+from tests.ros.recording import WINDOW, correct, corrected, images, whole_window
 
 pytestmark = pytest.mark.ros
-WINDOW = {"fps": 4.0, "window_frames": 32}
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +47,12 @@ def set_seconds(client: Client, **values: float) -> None:
     assert all(result.successful for result in results)
 
 
-def correct(client: Client, decision: Decision) -> Correct.Response:
-    response = client.call(
-        Correct, "correct", decision_id=decision.decision_id, verdict=Decision.VERDICT_NO, note="wrong"
-    )
-    assert response.error_code == ErrorCode.NONE, response.error_msg
-    return response
-
-
-def whole_window(client: Client) -> Decision:
-    """An answer about as many frames as a window has."""
-    until(lambda: client.status.cameras[0].sampled >= 34, "a whole window")
-    decision = client.ask("?", yes_no=True)
-    assert decision.error_code == ErrorCode.NONE, decision.error_msg
-    assert decision.windows[0].num_frames == decision.windows[0].num_asked == 32
-    return decision
-
-
-def images(bag: str) -> int:
-    with Reader(bag) as reader:
-        return sum(topic.msgcount for name, topic in reader.topics.items() if name.endswith("image_raw"))
-
-
 def test_an_operator_has_time_to_correct(client, bags):
     decision = whole_window(client)
     time.sleep(6.0)
     response = correct(client, decision)
     assert response.message == f"kept, images in {response.path}"
-    until(lambda: (Path(response.path) / "metadata.yaml").exists(), "the bag")
-    report = Report()
-    spec = WindowSpec(250_000_000, 32, PatchSpec(), frame_size=(56, 84))
-    samples = convert(Path(response.path), bags.parent / "data", report, spec=spec)
-    assert report.problems == []
-    assert [(sample.sample_id, sample.answer) for sample in samples] == [(decision.decision_id, "no")]
+    assert corrected(response.path, bags.parent / "data") == [(decision.decision_id, "no")]
     assert images(response.path) < 110, "what came later is left out"
 
 

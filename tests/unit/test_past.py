@@ -4,6 +4,7 @@ from cosmos_reason_node.ros.definitions import Definition
 from cosmos_reason_node.ros.past import Entry, Past
 
 CAMERA = BagTopic("/image_raw", Definition("sensor_msgs/msg/Image", "", ""))
+SIDE = BagTopic("/side/image_raw", Definition("sensor_msgs/msg/Image", "", ""))
 DECISIONS = BagTopic("/decisions", Definition("cosmos_reason_msgs/msg/Decision", "", ""))
 STATUS = BagTopic("/status", Definition("cosmos_reason_msgs/msg/Status", "", ""))
 IMAGE_BYTES = 100_000
@@ -88,6 +89,39 @@ def test_an_image_is_found_by_its_stamp_whatever_the_clocks_say():
     assert past.received_s(CAMERA.name, 52 * 10**9, until_s=10) is None
     assert past.received_s(DECISIONS.name, 51 * 10**9, until_s=10) is None
     assert [e.received_s for e in past.between(2, 3)] == [2, 3]
+
+
+def test_sampled_images_outlast_the_others_when_memory_is_short():
+    past = Past(keep_s=100, limit_bytes=20 * IMAGE_BYTES + 20 * 12)
+    past.thin(10**9)
+    for i in range(160):  # ten a second, and of another camera one
+        past.add(stamped(i / 10, i // 10))
+        if i % 10 == 5:
+            past.add(stamped(i / 10, i // 10, SIDE))
+    kept = past.between(0)
+    times = [e.received_s for e in kept if e.topic is CAMERA]
+    assert times[-9:] == [i / 10 for i in range(151, 160)]  # half of the memory holds all of them
+    assert times[:-9] == [float(i) for i in range(int(times[0]), 16)]  # the first of each second
+    side = [e.received_s for e in kept if e.topic is SIDE]
+    assert side == [i + 0.5 for i in range(int(side[0]), 16)]
+    assert [e.received_s for e in kept] == sorted(e.received_s for e in kept)
+    assert past.size <= 20 * (IMAGE_BYTES + 12)
+    assert past.reach_s(16.0) == 16.0 - min(times[0], side[0])
+    assert past.reach_s(16.0) > 5
+    second = int(times[1])
+    assert past.received_s(CAMERA.name, second * 10**9, until_s=16) == second
+
+
+def test_thinned_images_are_forgotten_in_time_and_bad_ones_at_once():
+    past = Past(keep_s=3, limit_bytes=4 * (IMAGE_BYTES + 12))
+    past.thin(10**9)
+    for i in range(100):
+        past.add(stamped(i / 10, i // 10) if i % 2 else Entry(i / 10, 0, CAMERA, b"x" + bytes(IMAGE_BYTES)))
+    assert 6.9 <= past.between(0)[0].received_s <= 8.2
+    past = Past(keep_s=10, limit_bytes=0)
+    past.thin(10**9)
+    past.add(stamped(1, 1))
+    assert past.size == 0
 
 
 def test_memory_reaches_farther_from_the_moment_it_is_told_to():
