@@ -76,6 +76,9 @@ def test_the_page_stands_alone_and_escapes_names():
     assert "http" not in html
     assert html.count("<svg") >= 9
     assert "No iteration is finished" in page("x", [], [])
+    assert "0.25" not in html
+    long = page("x", [entry(i) for i in range(60)], [])
+    assert long.count("<polyline") == 2 * long.count('stroke-opacity="0.25"')  # each with its running mean
 
 
 def test_numbers_are_flat():

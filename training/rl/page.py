@@ -16,6 +16,7 @@ from .monitors import flat, warnings
 
 PAGE = "rl.html"
 _WIDTH, _HEIGHT, _MARGIN = 420, 170, 34
+_LONG = 60  # points from which on a running mean is drawn over them
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#64748b", "#be185d")
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:960px;padding:24px;color:#0f172a}
@@ -132,16 +133,18 @@ def _chart(
         across = _MARGIN + (x - left) / max(1, right - left) * (_WIDTH - _MARGIN - 8)
         return f"{across:.1f},{_HEIGHT - 18 - (y - low) / (high - low) * (_HEIGHT - 30):.1f}"
 
-    drawn = [
-        element(
-            "polyline",
-            points=" ".join(place(x, y) for x, y in line),
-            fill="none",
-            stroke=_COLOURS[i % len(_COLOURS)],
-            stroke_width="1.5",
+    def draw(line: Sequence[tuple[int, float]], colour: str, opacity: float) -> Markup:
+        where = " ".join(place(x, y) for x, y in line)
+        return element(
+            "polyline", points=where, fill="none", stroke=colour, stroke_width="1.5", stroke_opacity=opacity
         )
-        for i, line in enumerate(series.values())
-    ]
+
+    drawn = []
+    for i, line in enumerate(series.values()):
+        colour, smooth = _COLOURS[i % len(_COLOURS)], _running_mean(line)
+        drawn += (
+            [draw(line, colour, 0.25), draw(smooth, colour, 1.0)] if smooth else [draw(line, colour, 1.0)]
+        )
     axes = [
         element("line", x1=_MARGIN, x2=_WIDTH - 8, y1=_HEIGHT - 18, y2=_HEIGHT - 18, stroke="#cbd5e1"),
         element("text", f"{high:.3g}", x=2, y=16),
@@ -159,3 +162,13 @@ def _chart(
         element("svg", axes, drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title),
         element("div", legend, class_="key"),
     )
+
+
+def _running_mean(line: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Of a long line: an iteration's few questions say little. Empty for a short one."""
+    if len(line) < _LONG:
+        return []
+    half = len(line) // 40
+    values = [value for _, value in line]
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(line))]
+    return [(step, sum(part) / len(part)) for (step, _), part in zip(line, parts, strict=True)]
