@@ -11,7 +11,6 @@ from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.monitors import Task
 from cosmos_reason_node.pipeline import MAX_QUERIES_RUNNING
 from cosmos_reason_node.types import Decision, Latency, Query, QueryKind, Source
-from cosmos_reason_node.window import Offer
 from tests.unit.pipeline_bench import PERIOD_NS, START_NS, YES, Bench
 
 # -- monitors --
@@ -190,16 +189,6 @@ def test_a_camera_that_never_speaks_and_one_that_speaks_nonsense_have_different_
     assert "32FC7" in bench.published[1].error_msg
 
 
-def test_simulated_time_that_starts_with_a_jump_does_not_use_up_the_cameras_time_to_start():
-    bench = Bench(cameras=("front=a",), monitors=("completion",))
-    bench.now_ns += 50_000 * 10**9  # the first message on /clock
-    bench.pipeline.poll()
-    assert not bench.published
-    bench.steady_s += 2.1
-    bench.pipeline.poll()
-    assert [d.error_code for d in bench.published] == [ErrorCode.NO_FRAMES]
-
-
 def test_old_stamps_are_stale_even_if_there_were_bad_images_before():
     bench = Bench(task="")
     bench.pipeline.bad_image("front", "truncated")
@@ -351,42 +340,6 @@ def test_a_camera_clock_that_runs_ahead_does_not_hide_silence():
     bench.advance(3.0)
     bench.ask()
     assert bench.codes() == [ErrorCode.STALE_FRAMES]
-
-
-def stream(bench: Bench, seconds: float, ahead_s: float = 0.0) -> None:
-    """Images every 100 ms on a grid of one frame in ten seconds."""
-    buffer = bench.pipeline.buffer("front")
-    for _ in range(round(seconds * 10)):
-        bench.advance(0.1)
-        stamp_ns = bench.now_ns + round(ahead_s * 1e9)
-        if buffer.grid.tick(stamp_ns) != buffer.grid.tick(stamp_ns - 100_000_000):
-            bench.frame(stamp_ns)
-        else:
-            buffer.offer(stamp_ns)
-
-
-@pytest.mark.parametrize("ahead_s", [0.0, 3600.0])
-def test_a_camera_that_streams_is_not_stale_between_the_frames_of_a_slow_grid(ahead_s):
-    bench = Bench(task="", cameras=("front=a",), fps=0.1)
-    stream(bench, 39.0, ahead_s)
-    bench.ask()
-    assert not bench.codes(), "the newest frame is 9 s old, the newest image is not"
-    bench.advance(2.1)
-    bench.ask()
-    assert bench.codes() == [ErrorCode.STALE_FRAMES]
-
-
-def test_images_that_cannot_be_used_do_not_count_as_a_stream():
-    bench = Bench(task="")
-    bench.frames(4)
-    buffer = bench.pipeline.buffer("front")
-    for _ in range(30):
-        bench.advance(0.1)
-        assert buffer.offer(bench.now_ns) in (Offer.SAMPLE, Offer.SKIP)
-        buffer.lose()
-        bench.pipeline.bad_image("front", "truncated")
-    bench.ask()
-    assert bench.codes() == [ErrorCode.BAD_IMAGE]
 
 
 def test_the_deadline_counts_from_acceptance_and_frees_the_engine():

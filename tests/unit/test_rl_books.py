@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from training.rl.books import Books, BooksError, Group, Judgement, Patience, Sampled, Ticket
+from training.rl.books import Books, BooksError, Group, Judgement, Sampled, Ticket
+from training.rl.patience import Patience
 
 
 def make(directory, **changes):
@@ -256,7 +257,7 @@ def test_random_deaths_lose_nothing_and_train_nothing_twice(tmp_path, seed):
 
 def test_one_who_waits_asks_ever_more_rarely_until_something_comes(monkeypatch):
     slept = []
-    monkeypatch.setattr("training.rl.books.time.sleep", slept.append)
+    monkeypatch.setattr("training.rl.patience.time.sleep", slept.append)
     patience = Patience()
     assert [patience.wait() for _ in range(6)] == slept
     assert slept == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.25, 0.25])

@@ -32,28 +32,7 @@ from typing import Any
 from .advantages import zero_variance
 from .config import RlConfig
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _DEADLY = 3  # workers that may die over a question
-
-
-class Patience:
-    """Pauses of one who asks the books again and again: the longer nothing comes, the longer, to a bound.
-
-    With hundreds of workers the books are asked by all of them, and a reward worker has little to do.
-    """
-
-    def __init__(self) -> None:
-        self._pause_s = 0.0
-
-    def wait(self) -> float:
-        """Sleep; returns for how many seconds."""
-        self._pause_s = min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, 2.0 * self._pause_s))
-        time.sleep(self._pause_s)
-        return self._pause_s
-
-    def renew(self) -> None:
-        """Something came."""
-        self._pause_s = 0.0
 
 
 class BooksError(Exception):

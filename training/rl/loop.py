@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .books import Books, Group, Patience, RolloutError, Ticket, arguments
+from .books import Books, Group, RolloutError, Ticket, arguments
 from .config import RlConfig
+from .patience import Patience
 from .rewards import judge
 from .tasks import TaskSampler
 
@@ -115,7 +116,8 @@ def run_inline(config: RlConfig) -> None:
     from .publish import weight_store
     from .run import train_role
 
-    books, store, roller = make_books(config), weight_store(config), make_roller(config)
+    store, roller = weight_store(config), make_roller(config)
+    books = Books(**arguments(config, roller.sampler.digest))
 
     def work() -> bool:
         return judge_one(books, roller.sampler, config, "inline") or roll_one(books, store, roller, "inline")

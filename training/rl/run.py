@@ -15,9 +15,10 @@ from training.sft.export import export
 from training.sft.loop import Job, TrainingError, train
 from training.sft.parallel import Context, gather_model, join, shard
 
-from .books import Group, Patience
+from .books import Group
 from .config import RlConfig
 from .monitors import Monitor
+from .patience import Patience
 from .policy import GrpoLoss, Policy, RowPacker
 from .publish import weight_store
 from .source import GroupSource
