@@ -115,6 +115,14 @@ class Client:
         until(future.done, what, timeout_s)
         return future.result()
 
+    def from_executor(self, send: Callable[[], Future]) -> Future:
+        """``send()`` called by the thread that takes in the responses, and what it returned.
+
+        An rclpy action client notes a request after it left: where another thread spins, a quick response is
+        "unexpected" and its future never done (ros2/rclpy issue 1123).
+        """
+        return self.result(self._executor.create_task(send), 30.0, "turn of the executor")
+
     def _diagnosed(self, array: DiagnosticArray) -> None:
         self.diagnostics.update({status.name: status for status in array.status})
 
@@ -133,10 +141,14 @@ class Goal:
     def __init__(self, client: Client, action: ActionClient, goal: Reason.Goal) -> None:
         self._client = client
         self.feedback: list[Reason.Feedback] = []
-        sent = action.send_goal_async(goal, feedback_callback=lambda msg: self.feedback.append(msg.feedback))
+        sent = client.from_executor(
+            lambda: action.send_goal_async(
+                goal, feedback_callback=lambda msg: self.feedback.append(msg.feedback)
+            )
+        )
         self._handle = client.result(sent, 30.0, "goal response")
         assert self._handle.accepted
-        self._result = self._handle.get_result_async()
+        self._result = client.from_executor(self._handle.get_result_async)
 
     @property
     def done(self) -> bool:
@@ -145,7 +157,8 @@ class Goal:
 
     def cancel(self) -> Any:
         """Ask to cancel; the response."""
-        return self._client.result(self._handle.cancel_goal_async(), 30.0, "cancel response")
+        asked = self._client.from_executor(self._handle.cancel_goal_async)
+        return self._client.result(asked, 30.0, "cancel response")
 
     def result(self, timeout_s: float = 60.0) -> tuple[int, Decision]:
         """(GoalStatus, decision)."""
