@@ -23,6 +23,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -198,7 +199,9 @@ class Camera:
         for problem in self._fit.problems:
             if problem not in before.problems:
                 self._node.get_logger().warning(f"camera {self.name}: {problem}")
-        if offers and self._fit.reliable != before.reliable:
+        # Compared with what is in use: nobody to ask, for a moment, is no reason to forget it.
+        in_use = self._profile.reliability == ReliabilityPolicy.RELIABLE
+        if offers and self._fit.reliable != in_use:
             old, self._subscription = self._subscription, self._subscribe(self._fit.reliable)
             self._node.destroy_subscription(old)
 

@@ -178,6 +178,20 @@ def test_auto_reliability_follows_the_publishers(bench: Bench):
     assert camera.report().problems == ()
 
 
+def test_a_driver_that_comes_back_with_another_reliability_is_heard(bench: Bench):
+    camera = bench.camera()
+    driver = bench.publisher(Image, TOPIC, RELIABLE)
+    bench.until(lambda: camera.profile.reliability == ReliabilityPolicy.RELIABLE, "RELIABLE")
+    bench.driver.destroy_publisher(driver)
+    bench.until(lambda: not qos.offers_of(bench.node, camera.topic), "the driver's end")
+    end = time.monotonic() + 1.0  # the camera looks twice a second
+    while time.monotonic() < end:
+        bench.executor.spin_once(timeout_sec=0.05)
+    driver = bench.publisher(Image, TOPIC, BEST_EFFORT)
+    bench.until(lambda: driver.publish(image(START)) or bench.buffer.counters.received > 0, "its image")
+    assert camera.report().qos.startswith("BEST_EFFORT")
+
+
 def test_a_publisher_that_cannot_be_heard_is_named(bench: Bench):
     camera = bench.camera(reliability=qos.RELIABLE)
     bench.driver.create_publisher(Image, TOPIC, BEST_EFFORT)
