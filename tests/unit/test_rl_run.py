@@ -20,7 +20,7 @@ from training.rl.config import ConfigError, load_config, make_config
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store
-from training.rl.rewards import judge
+from training.rl.rewards import NONE_OPTION, judge
 from training.rl.run import prepare, train_role
 from training.rl.tasks import TaskSampler, with_none
 from training.sft.loop import TrainingError
@@ -311,6 +311,36 @@ def test_options_are_shuffled_and_none_is_right_half_of_the_time(base, tmp_path)
         assert (truth in sample.options) is not none
         assert sample.options["AB".index(sample.answer)] == ("none of the options" if none else truth)
     assert 30 < sum(none for _, none in drawn) < 70
+
+
+def test_options_keep_their_order_where_they_are_not_shuffled(base, tmp_path):
+    """Also in questions that get "none of the options"."""
+    data = toy.write_data(tmp_path / "data", 4, 1)
+    lines = [json.loads(line) for line in (data / "samples.jsonl").read_text().splitlines()]
+    shown = ["one", "two", "three", "four", "five"]
+    text = "".join(json.dumps(entry | {"options": shown}) + "\n" for entry in lines)
+    (data / "samples.jsonl").write_text(text)
+    changes = {"shuffle_options": False, "none_share": 0.5}
+    config = short(base[0], data, tmp_path / "run", data=changes)
+    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
+    drawn = [sampler.draw(Ticket(0, place, 0)).query.options for place in range(60)]
+    with_a_new_one = [options for options in drawn if NONE_OPTION in options]
+    assert 15 < len(with_a_new_one) < 45
+    for options in drawn:
+        kept = [option for option in options if option != NONE_OPTION]
+        assert kept == [option for option in shown if option in kept]
+
+
+def test_a_question_that_offers_to_reject_all_options_gets_no_second_such_option(base, tmp_path):
+    data = toy.write_data(tmp_path / "data", 4, 1)
+    text = (data / "samples.jsonl").read_text().replace(toy.OPTIONS[1], "None of the options")
+    (data / "samples.jsonl").write_text(text)
+    config = short(base[0], data, tmp_path / "run", data={"none_share": 1.0})
+    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
+    for place in range(10):
+        task = sampler.draw(Ticket(0, place, 0))
+        assert set(task.query.options) == {toy.OPTIONS[0], "None of the options"}
+        assert not task.none
 
 
 def test_sources_are_drawn_equally_whatever_their_size(base, tmp_path):

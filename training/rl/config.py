@@ -88,7 +88,8 @@ class DataConfig:
         sources: data sets; each is drawn from with equal probability unless weights say otherwise.
         shuffle_options: show a question's options in another order each time it is drawn.
         none_share: share of multiple-choice questions that get "none of the options" as their last option; in
-            half of them in place of the right one, so that rejecting all others is right.
+            half of them in place of the right one, so that rejecting all others is right. Questions that
+            have that option already are left as they are.
         max_tokens: bound on rows x longest row of one forward pass of the trainer; a row is a question with
             its group of answers.
         strict: an unusable row of a data set ends the run; otherwise it is left out and counted.
@@ -132,7 +133,8 @@ class RolloutConfig:
         dtype: of the engine's weights: "auto" is float32 on a CPU, bfloat16 on CUDA.
         max_tokens: bound on an answer, reasoning included.
         max_staleness: a batch is trained on answers of weights at most so many versions old. 0: synchronous.
-        deadline_s: longest time for a group of answers; then it is tried again elsewhere.
+        deadline_s: longest time for a group of answers; then its question has failed and is replaced. A
+            worker that says nothing for twice as long loses its question to another one.
         reward_workers: processes that judge answers.
     """
 

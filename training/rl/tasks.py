@@ -122,18 +122,23 @@ class TaskSampler:
         sample = samples[int(rng.integers(len(samples)))]
         none = False
         if sample.options:
-            if rng.random() < self._config.none_share:
-                sample, none = with_none(sample, rng)
+            if rng.random() < self._config.none_share and not _has_none(sample):
+                sample, none = with_none(sample, rng, shuffle=self._config.shuffle_options)
             elif self._config.shuffle_options:
                 sample = sample.reordered(rng.permutation(len(sample.options)).tolist())
         return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample))
 
 
-def with_none(sample: Sample, rng: np.random.Generator) -> tuple[Sample, bool]:
+def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True) -> tuple[Sample, bool]:
     """The question with "none of the options" as its last option, in place of another one.
 
     In half of the draws the right option makes room, so that rejecting all others is right; in the other half
     a wrong one does, so that the last option is no giveaway.
+
+    Args:
+        sample: with options, none of which says that already.
+        rng: decides.
+        shuffle: show the options that stay in another order.
 
     Returns:
         The changed question, and whether "none of the options" is right.
@@ -142,10 +147,16 @@ def with_none(sample: Sample, rng: np.random.Generator) -> tuple[Sample, bool]:
     wrong = [i for i in range(len(sample.options)) if i != right]
     none = bool(rng.random() < 0.5)
     gone = right if none else int(rng.choice(wrong))
-    kept = [i for i in rng.permutation(len(sample.options)).tolist() if i != gone]
+    order = rng.permutation(len(sample.options)).tolist() if shuffle else range(len(sample.options))
+    kept = [i for i in order if i != gone]
     options = (*(sample.options[i] for i in kept), NONE_OPTION)
     answer = letter(len(options) - 1 if none else kept.index(right))
     return dataclasses.replace(sample, options=options, answer=answer), none
+
+
+def _has_none(sample: Sample) -> bool:
+    """Whether it offers to reject all options already: a second such option would be the same again."""
+    return NONE_OPTION in (option.strip().casefold() for option in sample.options)
 
 
 def _check_reward(sample: Sample, path: str) -> None:
