@@ -10,7 +10,7 @@ from training.data.sample import Span
 from ..physics.clip import Clip
 from ..physics.palette import COLOURS, SHAPES
 from .motion import in_view, named
-from .question import Question, coin, either, one_of, pick, yes_no
+from .question import Question, coin, either, one_of, pick, the, yes_no
 
 GROUP = "attributes"
 NUMBERS = ("one", "two", "three", "four", "five")
@@ -45,11 +45,8 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
     if form == 2 and clip.scene == "tabletop" and len(things) <= 4:
         count = NUMBERS[len(things) - 1]
         wrong = [number for number in NUMBERS[:4] if number != count]
-        return [
-            either(
-                GROUP, "How many coloured things are on the table?", count, wrong, f"there are {count}.", rng
-            )
-        ]
+        why = f"there are {count}: {', '.join(the(clip, i) for i in things)}."
+        return [either(GROUP, "How many coloured things are on the table?", count, wrong, why, rng)]
     return [_is_there(clip, things, thing, rng)]
 
 

@@ -55,19 +55,17 @@ def _pair(clip: Clip, frame: int, things: list[int], rng: np.random.Generator) -
 
 def _outermost(clip: Clip, frame: int, things: list[int], rng: np.random.Generator) -> list[Question]:
     x, depth = clip.pixel[frame, :, 0], clip.depth[frame]
-    what, scores, gap = [
-        ("farthest to the left", -x, _ASIDE_PX * 0.8),
-        ("farthest to the right", x, _ASIDE_PX * 0.8),
-        ("nearest to the camera", -depth, _NEARER_M * 0.8),
-        ("farthest from the camera", depth, _NEARER_M * 0.8),
+    what, way, scores, gap = [
+        ("farthest to the left", "right to left", -x, _ASIDE_PX * 0.8),
+        ("farthest to the right", "left to right", x, _ASIDE_PX * 0.8),
+        ("nearest to the camera", "far to near", -depth, _NEARER_M * 0.8),
+        ("farthest from the camera", "near to far", depth, _NEARER_M * 0.8),
     ][pick(rng, range(4))]
     found = extreme({i: float(scores[i]) for i in things}, gap)
     if found < 0:
         return []
     text = one_of(rng, f"Which thing is {what} at the end?", f"In the last frame, which thing is {what}?")
     wrong = [the(clip, i) for i in things if i != found]
-    return [either(GROUP, text, the(clip, found), wrong, f"no other thing is as {_far(what)}.", rng)]
-
-
-def _far(what: str) -> str:
-    return what.replace("farthest", "far").replace("nearest", "near")
+    order = sorted(things, key=lambda i: float(scores[i]))
+    why = f"from {way} there is {', '.join(the(clip, i) for i in order)}."
+    return [either(GROUP, text, the(clip, found), wrong, why, rng)]

@@ -29,7 +29,7 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
         f"A picture was cut into four tiles. Which tile is the {PLACES[place]} one?",
         f"The video shows four tiles of one picture. Which tile belongs to the {PLACES[place]}?",
     )
-    which = choice(GROUP, text, tile, others, _why(order, shown, rng), rng)
+    which = choice(GROUP, text, tile, others, _why(order, rng), rng)
     number = int(rng.integers(4))
     place = order[number]
     text = one_of(
@@ -38,7 +38,7 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
         f"The video shows four tiles of one picture. Where is the {ORDINALS[number]} tile in it?",
     )
     wrong = [name for i, name in enumerate(PLACES) if i != place]
-    why = _why(order, number, rng)
+    why = _why(order, rng)
     where = (
         choice(GROUP, text, PLACES[place], wrong, why, rng)
         if rng.random() < 0.5
@@ -47,14 +47,8 @@ def ask(clip: Clip, span: Span, rng: np.random.Generator) -> list[Question]:
     return [which, where]
 
 
-def _why(order: list[int], number: int, rng: np.random.Generator) -> str:
-    """Where the parts that can be seen lie, or how the tiles fit together."""
-    down, across = PLACES[order[number]].split()
-    beside = order.index(order[number] ^ 1)  # the other tile of its row
-    row = "upper" if down == "top" else "lower"
-    side = "left" if across == "right" else "right"
-    return one_of(
-        rng,
-        f"the {ORDINALS[number]} tile is from the {row} half and from the {across} side.",
-        f"the {ORDINALS[number]} tile fits to the {ORDINALS[beside]} tile at its {side}, in the {row} half.",
-    )
+def _why(order: list[int], rng: np.random.Generator) -> str:
+    """The place of every tile, in the order shown."""
+    places = [PLACES[place] for place in order]
+    tiles = [f"the {name} tile is {place}" for name, place in zip(ORDINALS, places, strict=True)]
+    return one_of(rng, f"in this order the tiles are {', '.join(places)}.", f"{', '.join(tiles)}.")
