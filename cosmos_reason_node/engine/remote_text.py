@@ -13,12 +13,21 @@ from ..errors import CosmosReasonError, ErrorCode
 from ..types import Answer, Query, Verdict
 from .grammar import YES_NO
 
+_MOST = 2**32 - 1  # of a field of a decision's message
 CUT_OFF = "the server's stream ended in the middle of an answer: it died or was restarted; ask again"
 
 
 def failed(message: str) -> CosmosReasonError:
     """The error of a server that does not do as it should."""
-    return CosmosReasonError(ErrorCode.ENGINE_FAILED, message)
+    return CosmosReasonError(ErrorCode.ENGINE_FAILED, well_formed(message))
+
+
+def well_formed(text: str) -> str:
+    """``text`` without halves of surrogate pairs, which JSON can hold and no ROS message can.
+
+    Halves that follow each other (a server may stream them apart) become their character.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class RemoteText:
@@ -48,8 +57,9 @@ class RemoteText:
     def text(self) -> str:
         """All of it. Thoughts that the server has taken out of the text are put back."""
         if self._thoughts:
-            return f"{prompt.THINK_OPEN}{self._thoughts.strip()}\n</think>\n\n{self._content.lstrip()}"
-        return self._opened + self._content
+            thoughts = f"{prompt.THINK_OPEN}{self._thoughts.strip()}\n</think>\n\n"
+            return well_formed(thoughts + self._content.lstrip())
+        return well_formed(self._opened + self._content)
 
     @property
     def thinking(self) -> bool:
@@ -78,7 +88,7 @@ class RemoteText:
                 self._content += text
                 new += thought + text
                 self._finish = choice.get("finish_reason") or self._finish
-            return new
+            return well_formed(new)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise failed(
                 f"the server's stream is damaged ({type(error).__name__}: {error}): is it an "
@@ -112,7 +122,7 @@ class RemoteText:
         if not self._usage:
             return
         seen, written = self._usage.get("prompt_tokens"), self._usage.get("completion_tokens")
-        if not isinstance(seen, int) or not isinstance(written, int) or seen < 1 or written < 0:
+        if not isinstance(seen, int) or not isinstance(written, int) or not 0 < seen <= _MOST or written < 0:
             raise failed(f"the server's token counts make no sense: {json.dumps(self._usage)[:200]}")
         if seen < self._visual:
             raise failed(

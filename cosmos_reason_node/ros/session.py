@@ -114,7 +114,8 @@ class Setup:
             device=config.device,
             dtype=config.dtype,
             quantize=config.quantize,
-            threads=config.threads or max(1, (os.cpu_count() or 2) - 1),
+            # Of those it may use: under taskset or in a container there are fewer than the machine has.
+            threads=config.threads or max(1, len(os.sched_getaffinity(0)) - 1),
             mrope_time=config.mrope_time,
             min_confidence=config.min_confidence,
             default_think_tokens=config.query_think_tokens,
@@ -168,7 +169,9 @@ class Session:
         self.corrections: Corrections = before.corrections if before else Corrections(config.record_dir)
         self._node = node
         self._outlets = outlets
-        self.pipeline = Pipeline(config, host, self._publish, lambda: clock.now().nanoseconds)
+        # Who asked is answered also when a decision cannot be published.
+        publish = caught(node, self._publish)
+        self.pipeline = Pipeline(config, host, publish, lambda: clock.now().nanoseconds)
         if task is not None:
             self.pipeline.set_task(task)
         backward = Duration(nanoseconds=-max(1_000_000, round(config.max_backward_s * 1e9)))

@@ -8,14 +8,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rclpy
 from rclpy.context import Context
 from rclpy.node import Node
 
 from cosmos_reason_node.config import Config
+from cosmos_reason_node.engine.base import Done
+from cosmos_reason_node.errors import ErrorCode
 from cosmos_reason_node.ros.outlets import Outlets
 from cosmos_reason_node.ros.session import Session, Setup
+from cosmos_reason_node.types import Answer, Frame, Latency, Query, QueryKind, Source, Verdict
+from cosmos_reason_node.window import Offer
 from tests.ros.node_process import tiny_model, until
 from tests.unit.pipeline_bench import ScriptedEngine
 
@@ -51,3 +56,40 @@ def test_the_continuous_recording_is_looked_after(
         assert session.recorder.report().error == ""
     finally:
         session.close()
+
+
+def test_who_asks_is_answered_though_the_decision_cannot_be_published(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    setup = Setup.check(Config(model=str(tiny_model()), record_dir=str(tmp_path), min_frames=2))
+    engine, outlets, replies = ScriptedEngine(), Outlets(node), []
+    session = Session(node, setup, engine, outlets)
+    try:
+        (camera,) = session.cameras.values()
+        tick = time.time_ns() // camera.buffer.grid.period_ns // 2 * 2
+        for index in (tick - 2, tick - 1):
+            stamp_ns = index * camera.buffer.grid.period_ns
+            assert camera.buffer.offer(stamp_ns) is Offer.SAMPLE
+            frame = Frame(camera.name, stamp_ns, index, np.zeros((28, 28, 3), np.uint8))
+            camera.buffer.put(frame)
+            session.pipeline.frame_added(frame)
+        query = Query(QueryKind.QUESTION, question="What?")
+        first, second = (
+            session.pipeline.ask(query, source=Source.SERVICE, on_reply=replies.append) for _ in range(2)
+        )
+        unsayable = Answer(Verdict.CHOICE, "\ud83e", -1, 0.5, "", 1, 1)  # not UTF-8: no message holds it
+        session.pipeline.engine_event(first, Done(0, unsayable, Latency()))
+        assert [reply.decision_id for reply in replies] == [first]
+        monkeypatch.setattr(outlets, "publish_decision", lambda msg: 1 / 0)
+        session.pipeline.close(ErrorCode.NOT_ACTIVE, "the end")
+        assert [reply.decision_id for reply in replies] == [first, second]
+    finally:
+        session.close()
+
+
+def test_the_engine_takes_the_cores_that_the_node_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {8, 9, 10})
+    settings = {"model": str(tiny_model()), "record_dir": str(tmp_path)}
+    assert Setup.check(Config(**settings)).engine_spec().threads == 2
+    assert Setup.check(Config(**settings, threads=5)).engine_spec().threads == 5

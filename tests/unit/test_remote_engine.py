@@ -134,6 +134,13 @@ def test_thoughts_that_a_server_takes_out_are_put_back(server, monkeypatch):
     assert (answer.verdict, answer.reasoning) == (Verdict.NO, "it is open")
 
 
+def test_a_character_that_comes_in_halves_is_put_together(server):
+    server.pieces = ("<think>\nseen by ", "\ud83e", "\udd16", " \ud83e\n</think><answer>", "yes", "</answer>")
+    events = list(engine(server).answer(request()))
+    assert events[-1].answer.reasoning == "seen by \U0001f916 \ufffd"
+    "".join(event.text for event in events if isinstance(event, Token)).encode()  # messages can hold it
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -148,6 +155,7 @@ def test_thoughts_that_a_server_takes_out_are_put_back(server, monkeypatch):
         ({"usage": {"prompt_tokens": 40, "completion_tokens": 5}}, "samples or shrinks frames"),
         ({"usage": {"prompt_tokens": 500, "completion_tokens": 10**6}}, "wrote 1000000 tokens"),
         ({"usage": {"prompt_tokens": "many", "completion_tokens": 5}}, "make no sense"),
+        ({"usage": {"prompt_tokens": 10**12, "completion_tokens": 5}}, "make no sense"),
         ({"pieces": ("I think so.",)}, "does not follow the format"),
         ({"pieces": ("<think>\n</think><answer>maybe</answer>",)}, "expected yes or no"),
     ],
