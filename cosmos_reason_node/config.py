@@ -90,7 +90,7 @@ class Config:
     )
     threads: int = setting(
         0,
-        "CPU threads of the engine process; 0 = one less than there are cores, at least 1.",
+        "CPU threads of the engine process; 0 = one less than it may use cores, at least 1.",
         low=0,
         high=256,
     )
