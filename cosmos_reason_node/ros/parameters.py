@@ -2,7 +2,8 @@
 """Every field of Config as a ROS parameter: declared, described, bounded, read and changed.
 
 Fields marked ``live`` in the schema may change at any time and apply to the next request. The others may
-change while the node is unconfigured and are read when it is configured; later they are refused.
+change while the node is unconfigured and are read when it is configured; later they are refused, unless the
+value is the one that they have.
 An empty list of strings is written ``[""]`` on the command line and by ``ros2 param set``: ROS 2 cannot tell
 the type of ``[]``.
 """
@@ -130,7 +131,9 @@ class Parameters:
             for change in changes:  # a value set now takes the place of a bad one given at start
                 self._problems.pop(change.name, None)
             return SetParametersResult(successful=True)  # configure checks it
-        fixed = [change.name for change in changes if not _FIELDS[change.name].metadata["live"]]
+        # The value that it has is no change: a whole file of settings may be loaded into an active node.
+        changed = [change.name for change in changes if from_ros(change.value) != self.get(change.name)]
+        fixed = [name for name in changed if not _FIELDS[name].metadata["live"]]
         if fixed:
             reason = f"{', '.join(fixed)}: read at configure; deactivate and clean up the node first"
             return SetParametersResult(successful=False, reason=reason)

@@ -171,6 +171,10 @@ def test_live_settings_change_and_the_others_say_when_they_can(client):
         assert not result[0]
         assert result[1]
     assert "configure" in set_number(client, "fps", 2.0)[1]
+    # `ros2 param load` of a file with all settings: those that stay as they are do not stand in the way.
+    assert set_number(client, "max_hold_s", 1.0) == (True, "")
+    assert set_text(client, "qos_reliability", "auto") == (True, "")
+    assert not set_text(client, "qos_reliability", "reliable")[0]
 
 
 def test_deactivate_answers_those_who_wait_and_keeps_the_model(client, node):
