@@ -129,9 +129,19 @@ class CameraWindows:
             raise CosmosReasonError(
                 ErrorCode.NO_FRAMES,
                 f"camera {name!r} has not given {self._config.min_frames} frames in a row yet: try again in "
-                f"{self._config.min_frames / self._config.fps:.1f} s",
+                f"{self._config.min_frames / self._config.fps:.1f} s{self._after_hole(name)}",
             )
         return window
+
+    def _after_hole(self, name: str) -> str:
+        """For a camera that may be too slow for any window: waiting alone would not help."""
+        hole_s = self.buffer(name).hole_ns / 1e9
+        if not hole_s:
+            return ""
+        return (
+            f"; its newest images came {hole_s:.1f} s apart, and max_hold_s bridges "
+            f"{self._config.max_hold_s:g} s: raise it, or lower fps, for a camera that is so slow"
+        )
 
     def check_fresh(self, name: str, max_stale_s: float) -> None:
         """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest image of ``name`` is recent."""

@@ -101,6 +101,12 @@ class WindowBuffer:
         self._newest_ns: int | None = None
         self._usable_ns: int | None = None
         self._offered_tick: int | None = None
+        self._hole_ns = 0
+
+    @property
+    def hole_ns(self) -> int:
+        """Time between the two images around the hole that restarted the window; 0: no hole did."""
+        return self._hole_ns
 
     @property
     def usable_ns(self) -> int | None:
@@ -152,6 +158,7 @@ class WindowBuffer:
             missing = frame.tick - last_tick - 1
             if missing > self._max_hold_ticks:
                 self._jump()
+                self._hole_ns = frame.stamp_ns - last.stamp_ns
                 self._newest_ns = frame.stamp_ns
                 self._offered_tick = frame.tick
             elif missing:
@@ -194,6 +201,7 @@ class WindowBuffer:
         self._newest_ns = None
         self._usable_ns = None
         self._offered_tick = None
+        self._hole_ns = 0
 
     def _jump(self) -> None:
         self.counters.clock_jumps += 1

@@ -31,7 +31,7 @@ _TROUBLES = {
     "invalid_stamps": "images without a usable stamp: let the driver fill in header.stamp",
     "duplicates": "images with the stamp of the one before",
     "out_of_order": "images older than the one before",
-    "clock_jumps": "jumps of the stamps: the window started anew",
+    "clock_jumps": "jumps of the stamps, or holes longer than max_hold_s: the window started anew",
 }
 
 

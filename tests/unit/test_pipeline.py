@@ -177,6 +177,22 @@ def test_a_camera_that_goes_silent_is_published_once_and_recovers():
     assert bench.published[-1].error_code is ErrorCode.NONE
 
 
+def test_a_camera_too_slow_for_any_window_is_told_from_one_that_starts():
+    bench = Bench(task="")
+    bench.frame(START_NS)
+    bench.ask()
+    bench.advance(1.9)
+    bench.frame(START_NS + 1_900_000_000)
+    bench.ask()
+    bench.frames(2)
+    bench.ask()
+    assert bench.codes() == [ErrorCode.NO_FRAMES, ErrorCode.NO_FRAMES]
+    starting, slow = (reply.error_msg for reply in bench.replies)
+    assert "max_hold_s" not in starting
+    assert "1.9 s apart" in slow
+    assert "max_hold_s" in slow
+
+
 def test_a_camera_that_never_speaks_and_one_that_speaks_nonsense_have_different_names():
     bench = Bench(monitors=("completion",))
     bench.pipeline.bad_image("wrist", "unknown encoding '32FC7'")
