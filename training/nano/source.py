@@ -32,14 +32,16 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
+from .lookup import conclusion, lookups
 from .probe import States, Things, states_of, things_of
 
 # Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
 HELD_OUT_TASKS = ("close the window", "open the door")
 # Clips of a scene, relative to the other scenes: intuitive physics is asked about few of them.
 SCENE_SHARES = {"room": 2.5, "hide": 2.5, "topple": 1.5, "spill": 1.5, "drop": 1.5}
+LOOKUP = "lookup"
 DESCRIPTION_WEIGHT = 2.0  # of a token of a description against one of reasoning or format
-GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, describe.GROUP)
+GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, describe.GROUP, LOOKUP)
 _OF_QUERY = {
     QueryKind.COMPLETION: "task_completion",
     QueryKind.AFFORDANCE: "affordance",
@@ -63,6 +65,7 @@ class DrawSettings:
     Attributes:
         episodes, clips: windows of each a step, over all processes.
         pictures: windows of a single pair of a clip's frames, with what can be asked about a picture.
+        lookups: of the windows' lettered questions, asked again without video to learn what letters are.
         pairs: single temporal patches for the probes; 0 where the tower is not trained.
         robot_share: share of those that are of episodes.
         scene_shares: how often moments of a scene are drawn, relative to 1 for those not named.
@@ -83,6 +86,7 @@ class DrawSettings:
     episodes: int = 16
     clips: int = 16
     pictures: int = 0
+    lookups: int = 0
     pairs: int = 16
     robot_share: float = 0.5
     scene_shares: Mapping[str, float] = field(default_factory=dict)
@@ -142,7 +146,7 @@ class WindowBatch:
     """Windows with questions.
 
     Attributes:
-        rows: packed; episodes first, then clips, then pictures.
+        rows: packed; episodes first, then clips, pictures and lookups.
         learn: (P,) bool, which temporal patches gradients flow through.
         states: of the last moments of the episodes' windows.
         events: of the clips' windows.
@@ -288,7 +292,7 @@ class WindowSource:
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
         windows += [self._picture(rng) for _ in range(settings.pictures // world)]
         pairs = self._world.pairs(settings, world, rng) if settings.pairs else None
-        yield self._pack(windows, video, rng, pairs)
+        yield self._pack(windows, video, world, rng, pairs)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -345,7 +349,12 @@ class WindowSource:
         return _Asked(self._world.cut(frames), order[: self._settings.branches], np.ones(1, bool))
 
     def _pack(
-        self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch | None
+        self,
+        windows: list[_Asked],
+        video: bool,
+        processes: int,
+        rng: np.random.Generator,
+        pairs: PairBatch | None,
     ) -> WindowBatch:
         world, spec = self._world, self._world.spec
         branches = [
@@ -358,15 +367,16 @@ class WindowSource:
         side = spec.frame_size or (112, 112)
         grids = [[spec.video_grid(2 * len(w.patches), *side, spec.fps)] if video else [] for w in windows]
         patches = [w.patches.reshape(-1, w.patches.shape[-1]) for w in windows] if video else []
-        rows = pack_rows(branches, grids, patches, world.tokenizer, spec)
+        lettered = [s.query for w in windows for s in w.samples if s.query.options]
+        count = self._settings.lookups // processes
+        drill = lookups(lettered, count, world.tokenizer, self._settings.verdict_weight, rng)
+        rows = pack_rows(branches + drill, grids + [[] for _ in drill], patches, world.tokenizer, spec)
         learn = np.concatenate([w.learn for w in windows]) if video else np.zeros(0, bool)
         places = [w.place for w in windows if w.place is not None]
-        flat = [
-            (sample, branch)
-            for w, b in zip(windows, branches, strict=True)
-            for sample, branch in zip(w.samples, b, strict=True)
-        ]
-        verdict, owner = _verdicts([branch for _, branch in flat])
+        samples = [sample for w in windows for sample in w.samples]
+        groups = [sample.group or _OF_QUERY[sample.query.kind] for sample in samples]
+        groups += [LOOKUP for row in drill for _ in row]
+        verdict, owner = _verdicts([branch for row in branches + drill for branch in row])
         ends, fits = _option_ends(world, windows, branches, rows.prefixes.tolist())
         return WindowBatch(
             rows,
@@ -375,8 +385,8 @@ class WindowSource:
             events_of([w.happened for w in windows if w.happened is not None]),
             owner,
             verdict,
-            torch.tensor([GROUPS.index(sample.group or _OF_QUERY[sample.query.kind]) for sample, _ in flat]),
-            torch.tensor([bool(sample.query.options) for sample, _ in flat]),
+            torch.tensor([GROUPS.index(group) for group in groups]),
+            torch.tensor([bool(s.query.options) for s in samples] + [True] * (len(groups) - len(samples))),
             ends,
             fits,
             pairs,
@@ -411,7 +421,7 @@ def reasoning_of(sample: Sample) -> str:
     if not (sample.reasoning and query.options):
         return sample.reasoning
     letters = [prompt.letter(index) for index in range(len(query.options))]
-    return f"{sample.reasoning} The answer is: {query.options[letters.index(sample.answer)]}."
+    return f"{sample.reasoning} {conclusion(query.options[letters.index(sample.answer)])}"
 
 
 def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,8 @@ WORDS_RECIPE = OptimizerConfig(steps=800, peak_rate=1e-3, final_rate=1e-5, warm_
 WORDS_DRAWS = DrawSettings(
     episodes=8,
     clips=10,
-    pictures=14,
+    pictures=12,
+    lookups=24,
     pairs=0,
     scene_shares=FINISH_DRAWS.scene_shares,
     branches=6,
