@@ -21,7 +21,7 @@ from pathlib import Path
 WORK = Path("build/nano")
 CLIP = Path("tests/assets/drawer_open.mp4")
 CLIP_SEED = 1_900_004
-THINK_TOKENS = 64  # more than any reasoning it was trained on; it answers at once where it finds nothing to say
+THINK_TOKENS = 64  # more than any reasoning that it was trained on
 
 
 def _generate(options: argparse.Namespace) -> None:
