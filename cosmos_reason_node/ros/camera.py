@@ -40,9 +40,9 @@ _WATCH_S = 0.5
 Tap = Callable[[str, bytes], None]
 
 
-def message_type_of(topic: str) -> str:
-    """Type carried by a camera topic, by image_transport's naming."""
-    return COMPRESSED_IMAGE if topic.endswith("/compressed") else IMAGE
+def message_type_of(*names: str) -> str:
+    """Type carried by a camera topic, by image_transport's naming: as configured, or as remapped."""
+    return COMPRESSED_IMAGE if any(name.endswith("/compressed") for name in names) else IMAGE
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Camera:
     Args:
         node: owner of the subscription.
         name: configured name; frames carry it.
-        topic: relative or absolute topic, remapped by the node; its end decides the message type.
+        topic: relative or absolute topic, remapped by the node; the end of either name decides the message
+            type.
         buffer: receives the frames.
         size_rule: (height, width) of the camera's image -> (height, width) of the frame; ValueError when the
             image cannot be used.
@@ -112,7 +113,7 @@ class Camera:
     ) -> None:
         self.name = name
         self.topic = node.resolve_topic_name(topic)
-        self.type = message_type_of(topic)
+        self.type = message_type_of(topic, self.topic)
         self.buffer = buffer
         self._node = node
         self._size_rule = size_rule

@@ -220,6 +220,21 @@ def test_topics_are_remapped_by_the_node(contexts: tuple[Context, Context]):
     node.destroy_node()
 
 
+@pytest.mark.parametrize(
+    ("topic", "remapped"), [("image", "/driver/image/compressed"), ("image/compressed", "/driver/jpegs")]
+)
+def test_a_topic_remapped_to_or_from_compressed_carries_compressed_images(
+    contexts: tuple[Context, Context], topic: str, remapped: str
+):
+    remap = ["--ros-args", "-r", f"{topic}:={remapped}"]
+    node = Node("n", context=contexts[0], cli_args=remap)
+    camera = Camera(node, "front", topic, WindowBuffer("front", TimeGrid(PERIOD), 8), lambda h, w: (28, 28))
+    report = camera.report()
+    camera.close()
+    node.destroy_node()
+    assert (report.topic, report.type) == (remapped, "sensor_msgs/msg/CompressedImage")
+
+
 def test_fit_names_every_problem():
     image_type = "sensor_msgs/msg/Image"
     offers = [
