@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from .books import Books, BooksError, arguments
-from .config import RlConfig
+from .config import ConfigError, RlConfig
 from .loop import make_sampler
+from .tasks import TaskSampler
 
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
@@ -68,6 +69,7 @@ def run_ray(config: RlConfig) -> None:
     """Run all roles in the cluster of RAY_ADDRESS, or in one started on this machine.
 
     Raises:
+        ConfigError: it does not fit into the cluster or its memory.
         TrainingError: the trainer failed for good; the message says why.
     """
     import ray
@@ -76,9 +78,10 @@ def run_ray(config: RlConfig) -> None:
     if started:
         _start_ray(config)
     Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
-    questions = make_sampler(config).digest
+    sampler = make_sampler(config)
+    _check_memory(config, sampler)
     role: Any = ray.remote(_BooksActor)
-    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, questions)
+    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, sampler.digest)
     books = RemoteBooks(actor)
     keeper = _Keeper(config, books)
     try:
@@ -99,6 +102,29 @@ class _BooksActor(Books):
         super().__init__(**arguments(config, questions))
 
 
+def _check_memory(config: RlConfig, sampler: TaskSampler) -> None:
+    """Print what the run needs, or refuse; measured where a trainer process would be, before anything is."""
+    import ray
+
+    from .memory import check_memory, longest_question
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    probe: Any = ray.remote(check_memory).options(**_trainer_place(config))
+    try:
+        lines = ray.get(probe.remote(config, longest_question(config, sampler), nodes))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ConfigError):
+            raise ConfigError(str(error.cause)) from None
+        raise
+    print(*lines, sep="\n", flush=True)
+
+
+def _trainer_place(config: RlConfig) -> dict[str, Any]:
+    """What Ray is to keep free for a trainer process."""
+    gpus = config.run.gpus if config.run.processes == 1 else 1
+    return {"num_cpus": 1, "num_gpus": gpus if _wants_gpu(config) else 0}
+
+
 def _train(config: RlConfig, books: RemoteBooks) -> None:
     from training.sft.loop import TrainingError
 
@@ -117,9 +143,8 @@ def _train_alone(config: RlConfig, books: RemoteBooks) -> None:
 
     from training.sft.loop import TrainingError
 
-    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": config.run.gpus if _wants_gpu(config) else 0}
     for life in range(config.run.restarts + 1):
-        actor: Any = ray.remote(_Trainer).options(**options).remote()
+        actor: Any = ray.remote(_Trainer).options(**_trainer_place(config)).remote()
         try:
             ray.get(actor.run.remote({"config": config, "books": books}))
             return

@@ -165,6 +165,7 @@ class RunConfig:
         log_every: iterations between progress lines; every one goes to the log.
         seed: of questions, option orders and sampling.
         timeout_s: longest wait of one process for another.
+        check_memory: refuse to start when the memory estimate is above what there is.
         threads: of torch on a CPU, for each process; 0 = torch's choice.
     """
 
@@ -179,6 +180,7 @@ class RunConfig:
     log_every: int = setting(1, low=1)
     seed: int = setting(0, low=0)
     timeout_s: float = setting(1800.0, low=1, high=86400)
+    check_memory: bool = True
     threads: int = setting(0, low=0, high=1024)
 
     def for_training(self) -> sft.RunConfig:
@@ -187,6 +189,7 @@ class RunConfig:
             output=self.output,
             device=self.device,
             timeout_s=max(10.0, self.timeout_s),
+            check_memory=self.check_memory,
             threads=self.threads,
             restarts=self.restarts,
             processes=self.processes,

@@ -112,15 +112,22 @@ def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
 
 
 def run_inline(config: RlConfig) -> None:
-    """Everything in turn in this process: the synchronous algorithm."""
+    """Everything in turn in this process: the synchronous algorithm.
+
+    Raises:
+        ConfigError, DataError, TrainingError, BooksError, StoreError, Interrupted, CosmosReasonError.
+    """
+    from .memory import check_memory, longest_question
     from .publish import weight_store
     from .run import train_role
 
-    store, roller = weight_store(config), make_roller(config)
-    books = Books(**arguments(config, roller.sampler.digest))
+    sampler = make_sampler(config)
+    print(*check_memory(config, longest_question(config, sampler)), sep="\n", flush=True)
+    store, roller = weight_store(config), make_roller(config, sampler)
+    books = Books(**arguments(config, sampler.digest))
 
     def work() -> bool:
-        return judge_one(books, roller.sampler, config, "inline") or roll_one(books, store, roller, "inline")
+        return judge_one(books, sampler, config, "inline") or roll_one(books, store, roller, "inline")
 
     train_role(config, books, work)
 
@@ -135,8 +142,8 @@ def make_sampler(config: RlConfig) -> TaskSampler:
     return TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
 
 
-def make_roller(config: RlConfig) -> Roller:
-    """A rollout worker's model and questions."""
+def make_roller(config: RlConfig, sampler: TaskSampler | None = None) -> Roller:
+    """A rollout worker's model and questions, which are read where they are not given."""
     from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
 
     from .publish import rollout_dtype
@@ -144,7 +151,7 @@ def make_roller(config: RlConfig) -> Roller:
 
     dtype = next(name for name, kind in DTYPES.items() if kind is rollout_dtype(config))
     model = load(config.model.path, device=config.run.device, dtype=dtype)
-    return Roller(config, TaskSampler(config.data, model.spec, config.run.seed), model)
+    return Roller(config, sampler or make_sampler(config), model)
 
 
 def _loop(books: WorkerBooks, name: str, role: str, work: Callable[[], bool]) -> None:

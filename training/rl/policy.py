@@ -21,6 +21,7 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.engine.grammar import Vocabulary
 from cosmos_reason_node.models.mrope import VideoGrid
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
+from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.vision.patchify import patchify
 from training.data.media import WindowSpec
 from training.sft.rows import Branch, RowBatch, answer_states, computing, features_of, pack_rows
@@ -31,7 +32,7 @@ from .config import GrpoConfig, RlConfig
 from .loss import LossSettings, token_losses
 from .tasks import Task
 
-_CHUNK = 4096  # answer tokens whose logits are held at a time
+LOGIT_TOKENS = 4096  # answer tokens whose logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class RowPacker:
         """Rows of a group, each with as many answers as ``data.max_tokens`` allows."""
         grpo, tokenizer = self._config.grpo, self._model.tokenizer
         question = prompt.encode_suffix(tokenizer, task.query)
-        shared = len(prompt.encode_prefix(tokenizer, [])) + self._visual_tokens(task) + len(question)
+        visual = visual_tokens(self._model.spec, self._window, len(task.sample.media))
+        shared = len(prompt.encode_prefix(tokenizer, [])) + visual + len(question)
         advantages = group_advantages(group.rewards, normalize=grpo.normalize_advantages)
         rows: list[AnswerRow] = []
         held: list[tuple[Sampled, float]] = []
@@ -172,11 +174,12 @@ class RowPacker:
         each = {"sequence": 1.0 / count, "token": 1.0, "constant": 1.0 / self._config.rollout.max_tokens}
         return [each[self._config.grpo.loss_aggregation]] * count
 
-    def _visual_tokens(self, task: Task) -> int:
-        spec, window = self._model.spec, self._window
-        height, width = window.frame_size or (spec.patches.factor, window.max_pixels // spec.patches.factor)
-        pairs = window.num_frames // spec.patches.temporal_patch
-        return len(task.sample.media) * (2 + pairs * (height * width) // spec.patches.factor**2)
+
+def visual_tokens(spec: ModelSpec, window: WindowSpec, videos: int) -> int:
+    """Bound on the tokens of so many full windows, with those before and after each."""
+    height, width = window.frame_size or (spec.patches.factor, window.max_pixels // spec.patches.factor)
+    pairs = window.num_frames // spec.patches.temporal_patch
+    return videos * (2 + pairs * (height * width) // spec.patches.factor**2)
 
 
 class Policy(nn.Module):
@@ -214,9 +217,11 @@ class Policy(nn.Module):
             chosen = answer_states(self._model, batch, features)
             read = [
                 checkpoint(self._read, part, labels, use_reentrant=False)
-                if len(chosen) > _CHUNK and torch.is_grad_enabled()
+                if len(chosen) > LOGIT_TOKENS and torch.is_grad_enabled()
                 else self._read(part, labels)
-                for part, labels in zip(chosen.split(_CHUNK), batch.labels.split(_CHUNK), strict=True)
+                for part, labels in zip(
+                    chosen.split(LOGIT_TOKENS), batch.labels.split(LOGIT_TOKENS), strict=True
+                )
             ]
         log_probs, entropy = (torch.cat(parts) for parts in zip(*read, strict=True))
         return log_probs, entropy, features

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,12 @@ class TaskSampler:
     def names(self) -> list[str]:
         """Of the data sets."""
         return [name for name, _, _ in self._sets]
+
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """All that may be drawn, as it is stored."""
+        for _, _, samples in self._sets:
+            yield from samples
 
     def draw(self, ticket: Ticket) -> Task:
         """The question of a ticket."""
