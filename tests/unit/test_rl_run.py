@@ -3,8 +3,11 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +18,16 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
+from training.rl.actors import missing
 from training.rl.books import BooksError, RolloutError, Ticket
 from training.rl.config import ConfigError, load_config, make_config
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store
 from training.rl.rewards import NONE_OPTION, judge
-from training.rl.run import prepare, train_role
+from training.rl.run import prepare, train_role, wait_for_groups
 from training.rl.tasks import TaskSampler, with_none
-from training.sft.loop import TrainingError
+from training.sft.loop import Interrupted, TrainingError
 from training.sft.parallel import Context
 from training.sft.report import read_log
 from training.sft.store import StoreError
@@ -183,12 +187,60 @@ def test_minibatches_with_dynamic_sampling(base, tmp_path, preset):
     assert trained[1]["importance"] != pytest.approx(1.0, abs=1e-6)  # the weights have moved since
 
 
+def test_a_run_stopped_amid_the_steps_of_an_iteration_does_that_iteration_anew(base, tmp_path):
+    """Its weights are not those of any version, and its ratios are taken against those of its start."""
+    changes = {
+        "grpo": {"preset": "modern", "minibatches": 2, "group_size": 4},
+        "optimizer": {"steps": 6, "batch": 2},
+        "run": {"save_every": 1, "keep": 1},
+    }
+    run_inline(short(*base, tmp_path / "whole", **changes))
+    config, real, passes = short(*base, tmp_path / "run", **changes), GrpoLoss.forward, []
+
+    def interrupting(self, batch):
+        passes.append(batch)
+        if len(read_log(tmp_path / "run")) == 2:  # while the third of six steps is computed
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GrpoLoss, "forward", interrupting)
+        with pytest.raises(Interrupted, match="after step 3"):
+            run_inline(config)
+    run_inline(config)
+    entries = [
+        [(e["step"], e["loss"], e["importance"]) for e in read_log(tmp_path / n)] for n in ("whole", "run")
+    ]
+    assert entries[0] == entries[1]
+    told = [[e["digest"] for e in read_log(tmp_path / n / "monitor")] for n in ("whole", "run")]
+    assert told[0] == told[1]
+
+
+class SlowBooks:
+    """Books that have a batch after so many seconds; ``counting`` while something is judged."""
+
+    def __init__(self, seconds, *, counting):
+        self.begun, self.seconds, self.counting = time.monotonic(), seconds, counting
+
+    def batch(self, iteration):
+        return [] if time.monotonic() - self.begun > self.seconds else None
+
+    def report(self):
+        return {"counts": {"judged": int(1000 * (time.monotonic() - self.begun)) if self.counting else 3}}
+
+
+def test_the_trainer_waits_as_long_as_answers_come():
+    assert wait_for_groups(SlowBooks(1.5, counting=True), 0, 0.4) == []
+    with pytest.raises(TrainingError, match=r"nothing was answered and judged for 0.4 s.*run.timeout_s"):
+        wait_for_groups(SlowBooks(60.0, counting=False), 0, 0.4)
+
+
 def test_a_reward_that_raises(base, tmp_path, monkeypatch, capsys):
     def broken(text, query, answer):
         raise KeyError("no such answer")
 
     monkeypatch.setattr("training.rl.rewards.judge_for", lambda name: broken)
-    with pytest.raises(BooksError, match=r"4 questions in a row failed.*KeyError"):
+    with pytest.raises(BooksError, match=r"4 questions in a row failed.*: \d+: its reward raised KeyError"):
         run_inline(short(*base, tmp_path / "run"))
     assert "its reward raised KeyError" in capsys.readouterr().out
 
@@ -251,6 +303,20 @@ def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
     assert make_books(config).report()["done"] == 0
     (data / "samples.jsonl").write_text("".join(lines))
     assert make_books(config).report()["done"] == 1
+
+
+def test_answers_of_another_checkpoint_are_not_taken_back(tmp_path):
+    """Fine-tuned anew in the same place: what the one before had answered is no rollout of this one."""
+    base, data = make_base(tmp_path / "toy")
+    config = short(base, data, tmp_path / "run")
+    roller, books = make_roller(config), make_books(config)
+    roller.version = 0
+    books.published(0)
+    assert roll_one(books, WeightStore(tmp_path), roller, "a")
+    assert judge_one(books, roller.sampler, config, "j")
+    assert make_books(config).report()["done"] == 1
+    toy.write_model(base, 1)
+    assert make_books(config).report()["done"] == 0
 
 
 def test_a_loss_that_is_not_finite(base, tmp_path, monkeypatch):
@@ -371,6 +437,22 @@ def test_settings_that_cannot_be_used(base, sections, message):
         value[name] = value.get(name, {}) | more
     with pytest.raises(ConfigError, match=message):
         make_config(value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "there", "cuda", "words"),
+    [
+        ({}, {"CPU": 4.0}, False, ""),
+        ({}, {"CPU": 2.0}, False, "has 2 CPU .* take 2.5"),
+        ({"rollout": {"gpus": 1.0}}, {"CPU": 4.0, "GPU": 1.0}, True, "has 1 GPU .* take 2"),
+        ({"rollout": {"gpus": 0.5}, "run": {"gpus": 0.5}}, {"CPU": 4.0, "GPU": 1.0}, True, ""),
+        ({"rollout": {"gpus": 1.0}, "run": {"processes": 2}}, {"CPU": 9.0, "GPU": 2.0}, True, "which take 3"),
+    ],
+)
+def test_a_cluster_without_room_for_one_of_each_role_is_said(base, tmp_path, sections, there, cuda, words):
+    changes = sections | {"run": {"launcher": "ray"} | sections.get("run", {})}
+    said = missing(short(*base, tmp_path / "run", **changes), there, cuda=cuda)
+    assert re.search(words, said) if words else not said
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("rl_*.yaml")), ids=lambda path: path.stem)

@@ -17,18 +17,20 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .books import Books, BooksError, arguments
 from .config import ConfigError, RlConfig
-from .loop import make_sampler
+from .loop import asked_digest, make_sampler
 from .tasks import TaskSampler
 
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
 _PAUSE_S = (1.0, 30.0)  # before a worker that dies at once is started again: first, longest
 _STORE_BYTES = 256 << 20  # videos and weights go through files, not through Ray
+_CPUS = {"rollout": 1.0, "reward": 0.5}  # that Ray keeps free for a worker
 _FATAL = ("BooksError", "TrainingError", "StoreError", "ConfigError", "DataError")
 
 
@@ -79,9 +81,17 @@ def run_ray(config: RlConfig) -> None:
         _start_ray(config)
     Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(config)
+    short = missing(config, ray.cluster_resources(), cuda=_wants_gpu(config))
+    if short and started and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            f"{short}: take smaller shares (run.gpus, rollout.gpus), or a cluster (RAY_ADDRESS)"
+        )
+    if short:
+        print(f"{short}: waits for nodes to join", flush=True)
     _check_memory(config, sampler)
+    asked = asked_digest(config, sampler)
     role: Any = ray.remote(_BooksActor)
-    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, sampler.digest)
+    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, asked)
     books = RemoteBooks(actor)
     keeper = _Keeper(config, books)
     try:
@@ -100,6 +110,26 @@ class _BooksActor(Books):
 
     def __init__(self, config: RlConfig, questions: str) -> None:
         super().__init__(**arguments(config, questions))
+
+
+def missing(config: RlConfig, there: Mapping[str, float], *, cuda: bool) -> str:
+    """What the trainer with one worker of each role lacks to be placed, in words; "": nothing.
+
+    Args:
+        config: of the run.
+        there: Ray's resources of the whole cluster, by name.
+        cuda: the trainer takes GPUs.
+    """
+    trainers, gpus = config.run.processes, config.rollout.gpus
+    if cuda:
+        gpus += trainers if trainers > 1 else config.run.gpus
+    wanted = {"GPU": gpus, "CPU": trainers + _CPUS["rollout"] + _CPUS["reward"]}
+    return ", ".join(
+        f"the cluster has {there.get(name, 0.0):g} {name} for a trainer and a worker of each role, which "
+        f"take {amount:g}"
+        for name, amount in wanted.items()
+        if amount > there.get(name, 0.0) + 1e-6
+    )
 
 
 def _check_memory(config: RlConfig, sampler: TaskSampler) -> None:
@@ -263,7 +293,7 @@ class _Keeper:
         role, number = key
         life = self._lives[key] = self._lives.get(key, 0) + 1
         name = f"{role}-{number}.{life}"
-        options: dict[str, Any] = {"num_cpus": 1 if role == "rollout" else 0.5}
+        options: dict[str, Any] = {"num_cpus": _CPUS[role]}
         if role == "rollout" and self._config.rollout.gpus:
             options["num_gpus"] = self._config.rollout.gpus
         actor: Any = ray.remote(_Worker).options(**options).remote(role, self._config, self._books, name)

@@ -455,8 +455,8 @@ def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
 
     Args:
         config: of the run.
-        questions: digest of all that may be asked: a ticket's question is drawn anew from them, so answers to
-            others must not be taken back.
+        questions: digest of the checkpoint and of all that may be asked: a ticket's question is drawn anew,
+            so answers to others, or of another model, must not be taken back.
     """
     settings = (config.model.path, config.data, config.grpo, config.optimizer, config.rollout.max_tokens)
     name = hashlib.sha256(repr((settings, config.run.seed, questions)).encode()).hexdigest()[:8]

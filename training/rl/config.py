@@ -161,10 +161,10 @@ class RunConfig:
         restarts: of the trainer's processes after failures.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         save_every: iterations between checkpoints; one is written at the end too.
-        keep: newest checkpoints that are kept.
+        keep: newest checkpoints that are kept; with grpo.minibatches at least two.
         log_every: iterations between progress lines; every one goes to the log.
         seed: of questions, option orders and sampling.
-        timeout_s: longest wait of one process for another.
+        timeout_s: longest wait of one process for another; of the trainer, until something is judged.
         check_memory: refuse to start when the memory estimate is above what there is.
         threads: of torch on a CPU, for each process; 0 = torch's choice.
     """

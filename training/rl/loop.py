@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cosmos_reason_node.models.checkpoint import digest
 from cosmos_reason_node.models.spec import read_model_spec
 
 from .books import Books, Group, RolloutError, Ticket, arguments
@@ -88,10 +90,11 @@ def judge_one(books: WorkerBooks, sampler: TaskSampler, config: RlConfig, name: 
     group = books.next_to_judge(name)
     if group is None:
         return False
+    task = sampler.draw(group.ticket)
     try:
-        judged = judge(group, sampler.draw(group.ticket), config)
+        judged = judge(group, task, config)
     except Exception as error:  # rewards are anybody's code: one that raises must not end the run
-        books.failed(group.ticket, f"its reward raised {type(error).__name__}: {error}")
+        books.failed(group.ticket, f"{task.name}: its reward raised {type(error).__name__}: {error}")
     else:
         books.judged(judged)
     return True
@@ -124,7 +127,7 @@ def run_inline(config: RlConfig) -> None:
     sampler = make_sampler(config)
     print(*check_memory(config, longest_question(config, sampler)), sep="\n", flush=True)
     store, roller = weight_store(config), make_roller(config, sampler)
-    books = Books(**arguments(config, sampler.digest))
+    books = Books(**arguments(config, asked_digest(config, sampler)))
 
     def work() -> bool:
         return judge_one(books, sampler, config, "inline") or roll_one(books, store, roller, "inline")
@@ -134,7 +137,15 @@ def run_inline(config: RlConfig) -> None:
 
 def make_books(config: RlConfig) -> Books:
     """The run's books; groups that its journal holds are taken back."""
-    return Books(**arguments(config, make_sampler(config).digest))
+    return Books(**arguments(config, asked_digest(config, make_sampler(config))))
+
+
+def asked_digest(config: RlConfig, sampler: TaskSampler) -> str:
+    """Of the checkpoint and of all that may be asked of it: what answers depend on besides the settings.
+
+    Reads the whole checkpoint: seconds for a large one.
+    """
+    return f"{digest(Path(config.model.path).expanduser())} {sampler.digest}"
 
 
 def make_sampler(config: RlConfig) -> TaskSampler:

@@ -140,7 +140,7 @@ def judge(group: Group, task: Task, config: RlConfig) -> Group:
         form = 0.0 if answer.cut else format_reward(answer.text)
         right = 0.0 if answer.cut else measure(answer.text, task.query, task.answer)
         if not math.isfinite(right):
-            raise ValueError(f"{task.name}: its reward is {right}")
+            raise ValueError(f"it is {right}")
         total = settings.format_reward * form + settings.accuracy_reward * right
         judgements.append(Judgement(form, right, total))
     return dataclasses.replace(group, judgements=tuple(judgements))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,18 +87,7 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
 
         def collect(iteration: int) -> list[Group]:
             clock.busy()
-            end, patience = time.monotonic() + config.run.timeout_s, Patience()
-            while (groups := books.batch(iteration)) is None:
-                if work():
-                    patience.renew()
-                    end = time.monotonic() + config.run.timeout_s
-                elif time.monotonic() > end:
-                    raise TrainingError(
-                        f"iteration {iteration}: its answers did not come within {config.run.timeout_s:g} s: "
-                        f"{books.report()}; raise run.timeout_s or see what the workers say"
-                    )
-                else:
-                    patience.wait()
+            groups = wait_for_groups(books, iteration, config.run.timeout_s, work)
             clock.idle()
             return groups
 
@@ -116,6 +106,8 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             collect,
             arrived,
         )
+        if context.rank == 0:
+            _forget_broken_iterations(directory / "checkpoints", config.grpo.minibatches)
         train(_job(config, directory, objective, source, model.digest), context)
         begin(config.iterations)
         if monitor:
@@ -127,6 +119,45 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             }
             export(network, base, spec, directory / "model")
             print(f"wrote {directory / 'model'}", flush=True)
+
+
+def wait_for_groups(
+    books: TrainerBooks, iteration: int, timeout_s: float, work: Callable[[], bool] = lambda: False
+) -> list[Group]:
+    """The groups of an iteration; ``work`` as above.
+
+    Raises:
+        TrainingError: for so many seconds nothing was judged.
+        BooksError: they will never be there.
+    """
+    patience, judged = Patience(), books.report()["counts"]["judged"]
+    end = time.monotonic() + timeout_s
+    while (groups := books.batch(iteration)) is None:
+        if work():
+            patience.renew()
+            end = time.monotonic() + timeout_s
+        elif time.monotonic() > end:
+            report = books.report()
+            if report["counts"]["judged"] == judged:
+                raise TrainingError(
+                    f"iteration {iteration}: nothing was answered and judged for {timeout_s:g} s: {report}; "
+                    "raise run.timeout_s or see what the workers say"
+                )
+            judged, end = report["counts"]["judged"], time.monotonic() + timeout_s
+        else:
+            patience.wait()
+    return groups
+
+
+def _forget_broken_iterations(checkpoints: Path, steps: int) -> None:
+    """Remove checkpoints that a signal left amid the ``steps`` of an iteration, which is then done anew.
+
+    Its groups are in the books, but the weights of its start, which its ratios are taken against and which
+    its version stands for, are in the checkpoint before.
+    """
+    for path in checkpoints.glob("step-*"):
+        if int(path.name.split("-")[1]) % steps:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel, GrpoLoss]:
@@ -169,7 +200,7 @@ def _job(config: RlConfig, directory: Path, objective: GrpoLoss, source: GroupSo
         directory=directory,
         save_every=config.run.save_every * steps,
         log_every=config.run.log_every * steps,
-        keep=config.run.keep,
+        keep=max(config.run.keep, 2 if steps > 1 else 1),  # the newest may be amid an iteration
         seed=config.run.seed,
         facts={
             "model.path digest": digest,
