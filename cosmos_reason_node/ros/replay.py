@@ -28,6 +28,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -217,6 +218,8 @@ class Replay(Node):
 
     def _spin_until(self, due_s: float) -> None:
         """Serve parameters, signals and ``/clock`` until ``due_s`` on the monotonic clock."""
+        if time.monotonic() >= due_s:  # who is always late must hear of the end, too
+            self._executor.spin_once(timeout_sec=0)
         while (left_s := due_s - time.monotonic()) > 0:
             if self._clock_publisher is None:
                 self._executor.spin_once(timeout_sec=left_s)
@@ -276,6 +279,10 @@ def main(args: list[str] | None = None) -> int:
         replay.run()
     except (KeyboardInterrupt, ExternalShutdownException):
         return EXIT_OK
+    except rclpy_implementation.RCLError:
+        if rclpy.ok():
+            raise
+        return EXIT_OK  # told to end while it published
     except (ValueError, InvalidParameterValueException, InvalidParameterTypeException) as error:
         print(f"replay: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +165,19 @@ def test_an_interrupt_ends_it_cleanly(tmp_path, watcher):
     with replaying(write_video(tmp_path / "a.mp4", steady(300, 10.0))) as process:
         watcher.watch(process, images=2)
         process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+
+
+def test_it_ends_when_told_although_it_cannot_keep_up(tmp_path):
+    video = write_video(tmp_path / "a.mp4", steady(120, 60.0))
+    with replaying(video, wait_s=0.0, loop=True, rate=100.0) as process:
+        too_long = threading.Timer(END_TIMEOUT_S, process.kill)
+        too_long.start()
+        assert any("cannot keep up" in line for line in process.stdout)
+        too_long.cancel()
+        process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode == 0, output
     assert "Traceback" not in output
