@@ -11,8 +11,8 @@ from ..errors import CosmosReasonError
 from .bag_writer import BagTopic
 from .cdr import read_stamp
 
-# Larger messages are images: they go first when memory is short.
-_BULK_BYTES = 16384
+# These go first when memory is short. By type: a small JPEG has no more bytes than a decision.
+_IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # For everything else; a decision takes 1 to 4 KiB.
 _SMALL_LIMIT_BYTES = 16 << 20
 
@@ -80,7 +80,7 @@ class Past:
         """Add the newest message."""
         if entry.topic.name in self._latched:
             self._latched[entry.topic.name] = entry
-        queue = self._images if len(entry.serialized) >= _BULK_BYTES else self._others
+        queue = self._images if entry.topic.definition.type in _IMAGE_TYPES else self._others
         for dropped in queue.add(entry):
             if queue is self._images and self._is_sampled(dropped):
                 self._sampled.add(dropped)

@@ -7,6 +7,7 @@ CAMERA = BagTopic("/image_raw", Definition("sensor_msgs/msg/Image", "", ""))
 SIDE = BagTopic("/side/image_raw", Definition("sensor_msgs/msg/Image", "", ""))
 DECISIONS = BagTopic("/decisions", Definition("cosmos_reason_msgs/msg/Decision", "", ""))
 STATUS = BagTopic("/status", Definition("cosmos_reason_msgs/msg/Status", "", ""))
+JPEGS = BagTopic("/image_raw/compressed", Definition("sensor_msgs/msg/CompressedImage", "", ""))
 IMAGE_BYTES = 100_000
 
 
@@ -27,6 +28,22 @@ def test_the_oldest_images_go_first_when_memory_is_short():
     assert [e.received_s for e in kept if e.topic is CAMERA] == list(range(40, 50))
     assert len([e for e in kept if e.topic is DECISIONS]) == 50
     assert past.size <= 10 * IMAGE_BYTES + 50 * len(b"decision")
+
+
+def test_small_images_have_the_memory_of_images():
+    past = Past(keep_s=1000, limit_bytes=40 << 20)
+    past.thin(10**9)
+    past.add(small(0))
+    jpeg = bytes(12_000)
+    for i in range(3000):
+        head = b"\0\1\0\0" + (i // 10).to_bytes(4, "little") + bytes(4)
+        past.add(Entry(1 + i / 10, 0, JPEGS, head + jpeg))
+    kept = past.between(0)
+    assert kept[0].topic is DECISIONS, "images go before decisions"
+    assert past.size > 19 << 20
+    times = [e.received_s for e in kept if e.topic is JPEGS]
+    assert times[0] == 1.0, "the images that the model samples outlast the others"
+    assert past.reach_s(301.0) == 300.0
 
 
 def test_entries_older_than_the_time_kept_are_forgotten():
