@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -23,30 +22,28 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.types import Query, QueryKind
 from tests.unit.nano_files import described
 from tests.unit.sim_files import write_episodes
-from training.data.sample import Provenance, Sample, Span
+from training.data.sample import Span
 from training.data.sim.kinds.object_permanence import hidden_and_back
 from training.data.sim.physics.clip import save_clip
 from training.data.sim.physics.derive import puzzle, reverse
 from training.data.sim.physics.run import run_clip
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
+from training.nano import __main__ as nano_cli
 from training.nano import objective as nano_objective
 from training.nano import train as nano_train
 from training.nano.architecture import create
 from training.nano.events import EventProbe, Events, events_of
-from training.nano.lookup import lookups
 from training.nano.objective import AnswerObjective, PairObjective, Probes
 from training.nano.probe import CLASSES, states_of, things_of
 from training.nano.source import (
     GROUPS,
     HELD_OUT_TASKS,
-    LOOKUP,
     DrawSettings,
     PairSource,
     WindowSource,
     World,
     option_ends,
-    reasoning_of,
 )
 from training.nano.train import TrainJob
 from training.sft.config import OptimizerConfig
@@ -55,7 +52,6 @@ from training.sft.loop import Interrupted, TrainingError
 DRAWS = DrawSettings(
     episodes=2, clips=2, pairs=4, lengths=(2, 4), length_shares=(0.5, 0.5), branches=3, no_video_share=0.0
 )
-WORDS = dataclasses.replace(DRAWS, pictures=2, pairs=0, describe=True, think_more=0.75)
 RECIPE = OptimizerConfig(steps=2, peak_rate=1e-3, final_rate=1e-4, warm_up=1)
 SCENES_OF_CLIPS = ("room", "hide", "drop", "topple")
 
@@ -197,74 +193,6 @@ def test_pairs_train_the_tower_and_leave_the_language_model_alone(world, model):
     model.network.zero_grad(set_to_none=True)
 
 
-def test_a_frozen_tower_is_left_alone_and_the_language_model_learns(world, model):
-    batch = batch_of(WindowSource(world, WORDS))
-    assert batch.pairs is None
-    assert [t for t, _, _ in batch.rows.grids][-2:] == [1, 1]
-    objective = AnswerObjective(model, Probes(192))
-    objective.freeze_tower(True)
-    loss, measures = objective(batch)
-    loss.backward()
-    assert float(measures["description/asked"]) >= 2
-    assert all(p.grad is None for p in model.network.model.visual.parameters())
-    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
-    frozen = objective.state_dict()
-    objective.freeze_tower(False)
-    assert all(p.requires_grad for p in objective.parameters())
-    torch.testing.assert_close(loss, objective(batch)[0], rtol=1e-4, atol=1e-3)
-    assert frozen.keys() == objective.state_dict().keys()
-    objective.zero_grad(set_to_none=True)
-
-
-def test_reasoning_about_options_ends_with_the_words_of_the_right_one():
-    query = Query(QueryKind.QUESTION, question="What colour is the ball?", options=("red", "blue"))
-    sample = Sample(Span(0, 2), query, "B", "The ball is blue.", Provenance("sim", "train", 0, "hide", ""))
-    assert reasoning_of(sample) == "The ball is blue. The answer is: blue."
-    free = dataclasses.replace(sample, query=dataclasses.replace(query, options=()), answer="blue")
-    assert reasoning_of(free) == "The ball is blue."
-
-
-def test_clips_and_lettered_questions_are_reasoned_about_more_often(world):
-    always = dataclasses.replace(WORDS, think_share=0.0, think_more=1.0, branches=12)
-    batch = batch_of(WindowSource(world, always), 1)
-    text = [world.tokenizer.decode(row.tolist()) for row in batch.rows.tokens]
-    lettered = sum(row.count("The answer is: ") for row in text)
-    assert lettered == int(batch.lettered.sum()) > 0
-
-
-def test_letters_are_looked_up_for_every_option_of_a_question(world):
-    query = Query(QueryKind.QUESTION, question="What colour is the ball?", options=("red", "blue", "green"))
-    tokenizer = world.tokenizer
-    rows = lookups([query], 6, tokenizer, 8.0, np.random.default_rng(0))
-    assert [len(row) for row in rows] == [4 * 3, 2 * 3]
-    orders = set()
-    for branch in (branch for row in rows for branch in row):
-        if branch.question:
-            asked = tokenizer.decode(branch.question)
-            options = re.findall(r"^\(([A-C])\) (\w+)$", asked, re.MULTILINE)
-            orders.add(tuple(options))
-        said = tokenizer.decode(branch.target)
-        option = re.search(r"The answer is: (\w+)\.", said)[1]
-        (place,) = np.flatnonzero(branch.weights)
-        letter = tokenizer.decode([branch.target[place]])
-        assert (letter, option) in options
-        assert branch.verdict == (place, place + 1)
-    assert len(orders) > 1
-    assert lookups([], 6, tokenizer, 8.0, np.random.default_rng(0)) == []
-
-
-def test_lookups_are_asked_beside_the_windows_they_come_from(world, model):
-    settings = dataclasses.replace(WORDS, episodes=4, branches=8, lookups=4)
-    batch = batch_of(WindowSource(world, settings), 1)
-    looked = batch.group == GROUPS.index(LOOKUP)
-    assert int(looked.sum()) >= 8
-    assert bool(batch.lettered[looked].all())
-    assert len(batch.group) == batch.samples
-    loss, measures = AnswerObjective(model, Probes(192))(dataclasses.replace(batch, pairs=None))
-    assert torch.isfinite(loss)
-    assert float(measures["lookup_letters/asked"]) == float(looked.sum())
-
-
 def test_states_mark_what_is_not_known(world):
     episode = next(e for e in world.episodes.episodes if e.scene == "handle")
     states = states_of([(episode, 1), (episode, 0)])
@@ -369,11 +297,18 @@ def test_what_is_read_off_is_there_before_it_is_needed(world, model):
 def job(data, work, processes=1):
     (work / "model").mkdir(parents=True)
     described(work / "model")
-    stages = dict.fromkeys(("vision", "answers", "sharpen", "finish", "words"), RECIPE)
+    stages = dict.fromkeys(("vision", "answers", "sharpen", "finish"), RECIPE)
     draws = dict.fromkeys(("vision_draws", "answer_draws", "sharpen_draws", "finish_draws"), DRAWS)
-    return TrainJob(
-        data, work / "work", work / "model", **stages, **draws, words_draws=WORDS, processes=processes
-    )
+    return TrainJob(data, work / "work", work / "model", **stages, **draws, processes=processes)
+
+
+def test_a_run_that_goes_on_keeps_its_tokenizer(tmp_path, monkeypatch):
+    described(tmp_path)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+    monkeypatch.setattr(nano_train, "train", lambda job: None)
+    monkeypatch.setattr(sys, "argv", ["training.nano", "train", "--out", str(tmp_path)])
+    assert nano_cli.main() == 0
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
 
 
 def trained(made):
@@ -490,6 +425,5 @@ def test_two_processes_share_the_work(data, tmp_path):
     assert trained(made)
     log = (made.work / "answers" / "log.jsonl").read_text().splitlines()
     assert len(log) == RECIPE.steps
-    for stage in ("finish", "words"):
-        assert len((made.work / stage / "log.jsonl").read_text().splitlines()) == RECIPE.steps
+    assert len((made.work / "finish" / "log.jsonl").read_text().splitlines()) == RECIPE.steps
     assert json.loads(log[0])["samples"] > 4

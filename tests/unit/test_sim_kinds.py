@@ -19,7 +19,6 @@ from training.data.sim.kinds import (
     arrow_of_time,
     camera,
     causality,
-    describe,
     draw,
     kind_and_category,
     mechanics,
@@ -29,7 +28,7 @@ from training.data.sim.kinds import (
     relationship,
 )
 from training.data.sim.kinds.vocabulary import words
-from training.data.sim.physics.derive import PLACES, reverse
+from training.data.sim.physics.derive import reverse
 from training.data.sim.physics.palette import COLOURS
 from training.data.sim.physics.run import run_clip
 
@@ -96,72 +95,6 @@ def test_no_word_is_outside_the_vocabulary(asked):
         used |= {word.lower() for word in re.findall(r"[^\s.,:?]+", " ".join(texts))}
     assert used <= set(words())
     assert len(set(words()) - used) <= 12, "a word that nothing uses"
-
-
-@pytest.fixture(scope="module")
-def described():
-    """Descriptions of as many clips, and what is asked of one pair of frames: (sample, clip)."""
-    found = []
-    for seed in range(CLIPS // 2):
-        clip = run_clip(seed, render=False)
-        rng = np.random.default_rng([seed, 3])
-        drawn, span = draw(clip, rng)
-        found += [(sample, drawn) for sample in describe.describe(drawn, span, rng)]
-        if clip.scene != "room":
-            pair = Span(2 * int(rng.integers(clip.length // 2)), 2)
-            found += [(sample, clip) for sample in describe.ask_of_picture(clip, pair, rng)]
-    return found
-
-
-def test_descriptions_use_the_words_of_the_kinds(described):
-    used = set()
-    for sample, _ in described:
-        check_query(sample.query)
-        answer = "" if sample.query.options else sample.answer
-        used |= {word.lower() for word in re.findall(r"[^\s.,:;?]+", f"{sample.query.question} {answer}")}
-    assert used <= set(words())
-
-
-def test_a_picture_is_described_from_left_to_right_and_from_near_to_far(described):
-    ways = set()
-    for sample, clip in described:
-        way = re.search(r"left to right|near to far", sample.query.question)
-        if sample.group != describe.GROUP or not way or sample.answer == "nothing":
-            continue
-        things = [clip.index(name.removeprefix("the ")) for name in sample.answer.split(", ")]
-        order = clip.pixel[sample.span.last, :, 0] if "left" in way[0] else clip.depth[sample.span.last]
-        assert np.all(np.diff(order[things]) >= 0)
-        assert all(clip.present[sample.span.last, i] for i in things)
-        ways.add(way[0])
-    assert len(ways) == 2
-
-
-def test_all_tiles_of_a_puzzle_are_placed(described):
-    told = [(s.answer, clip) for s, clip in described if clip.variant == "puzzle"]
-    assert told
-    for answer, clip in told:
-        found = [PLACES.index(place) for place in re.findall(r"(?:top|bottom) (?:left|right)", answer)]
-        assert found == clip.tiles.tolist()
-
-
-def test_movements_are_those_of_the_picture(described):
-    moved = set()
-    for sample, clip in described:
-        if not sample.query.question.startswith("How do the things move"):
-            continue
-        for part in sample.answer.split(", "):
-            name, way = re.fullmatch(
-                r"the (\w+ \w+) (stays|goes .*?)(?: and moves at the end)?", part
-            ).groups()
-            path = clip.pixel[:, clip.index(name)]
-            across, down = path[sample.span.last] - path[sample.span.first]
-            size = {"to the right": across, "to the left": -across, "down": down, "up": -down}
-            if way == "stays":
-                assert max(abs(across), abs(down)) < 2.0
-            else:
-                assert size[way.removeprefix("goes ")] == max(abs(across), abs(down)) >= 6.0
-            moved.add(way)
-    assert len(moved) >= 4
 
 
 def test_yes_and_no_are_equally_frequent(asked):

@@ -21,7 +21,6 @@ from pathlib import Path
 WORK = Path("build/nano")
 CLIP = Path("tests/assets/drawer_open.mp4")
 CLIP_SEED = 1_900_004
-THINK_TOKENS = 64  # more than any reasoning that it was trained on
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -36,15 +35,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .architecture import describe
-    from .train import (
-        ANSWER_RECIPE,
-        FINISH_RECIPE,
-        SHARPEN_RECIPE,
-        VISION_RECIPE,
-        WORDS_RECIPE,
-        TrainJob,
-        train,
-    )
+    from .train import ANSWER_RECIPE, FINISH_RECIPE, SHARPEN_RECIPE, VISION_RECIPE, TrainJob, train
 
     if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
         describe(options.out)
@@ -56,7 +47,6 @@ def _train(options: argparse.Namespace) -> None:
         answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
         sharpen=dataclasses.replace(SHARPEN_RECIPE, steps=options.sharpen_steps or SHARPEN_RECIPE.steps),
         finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
-        words=dataclasses.replace(WORDS_RECIPE, steps=options.words_steps or WORDS_RECIPE.steps),
         processes=options.processes,
     )
     train(job)
@@ -88,8 +78,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         (WORK / "untrained", "base", base, ["--no-blind", "--permutations", "1"]),
         (options.model, options.stage, trained, []),
     ):
-        think = ["--think-tokens", THINK_TOKENS]
-        _eval("--model", model, "--stage", stage, "--out", report, *think, *asked, *more)
+        _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
     # After the second stage the table has a row of what it began with, where that was evaluated.
     reports = [
         path for report in dict.fromkeys((base, tuned, trained)) if (path := report / "letter.json").exists()
@@ -164,7 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
     train.add_argument("--sharpen-steps", type=int, default=0, help="steps of the third stage (0: default)")
     train.add_argument("--finish-steps", type=int, default=0, help="steps of the fourth stage (0: default)")
-    train.add_argument("--words-steps", type=int, default=0, help="steps of the fifth stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
 

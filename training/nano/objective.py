@@ -3,7 +3,7 @@
 
     PairObjective      temporal patches -> tower -> probes
     AnswerObjective    windows -> tower -> packed questions -> language model -> answers, probes
-                       temporal patches -> tower -> probes, as before; not where the tower is frozen
+                       temporal patches -> tower -> probes, as before
 
 Temporal patches that need no gradient are encoded without one; rows of like length are computed together.
 """
@@ -109,17 +109,10 @@ class AnswerObjective(nn.Module):
         self.network: nn.Module = model.network
         self.probes = probes
         self._model = model
-        self._frozen = False
         self._kept: dict[int, Tensor] = {}
         for layer in (_SUMMARY_LAYER, _OPTION_LAYER):
             keep = functools.partial(self._keep, layer)
             model.network.model.language_model.layers[layer].register_forward_hook(keep)
-
-    def freeze_tower(self, frozen: bool) -> None:
-        """Leave the tower and its probes as they are (batches then need no pairs), or train them again."""
-        self._frozen = frozen
-        for part in (self._model.network.model.visual, self.probes.patch, self.probes.thing):
-            part.requires_grad_(not frozen)
 
     def _keep(
         self, layer: int, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
@@ -138,14 +131,12 @@ class AnswerObjective(nn.Module):
         option_loss = F.binary_cross_entropy_with_logits(flags, batch.fits, reduction="sum") / max(
             len(flags), 1
         )
-        probe_loss, measures = torch.zeros(()), dict[str, float]()
-        if batch.pairs is not None:
-            probe_loss, measures = pair_loss(model, self.probes.patch, self.probes.thing, batch.pairs)
+        probe_loss, measures = pair_loss(model, self.probes.patch, self.probes.thing, batch.pairs)
         if features is not None:
-            robot, clips = len(batch.states.scene), len(batch.events.whole)
+            robot = len(batch.states.scene)
             summary = seen[torch.arange(len(rows.prefixes)), rows.prefixes - 1]
             window_loss, found = self.probes.window(summary[:robot], batch.states)
-            event_loss, happened = self.probes.events(summary[robot : robot + clips], batch.events)
+            event_loss, happened = self.probes.events(summary[robot:], batch.events)
             probe_loss = probe_loss + window_loss + event_loss
             measures |= {f"window_{name}": value for name, value in (found | happened).items()}
         else:
@@ -176,9 +167,6 @@ class AnswerObjective(nn.Module):
     def _features(self, batch: WindowBatch) -> Tensor:
         """(N, D) visual tokens of all windows."""
         patches = batch.rows.patches.view(len(batch.learn), -1, batch.rows.patches.shape[-1])
-        if self._frozen:
-            with torch.no_grad():
-                return see(self._model, patches).flatten(0, 1)
         learnt = see(self._model, patches[batch.learn])
         if bool(batch.learn.all()):
             return learnt.flatten(0, 1)

@@ -2,7 +2,7 @@
 """What nano is trained on: draws from the simulated world, as batches of ``training.sft.loop``.
 
     Pairs     single temporal patches of episodes and clips, with the state that is true in them
-    Windows   windows of episodes and of clips with questions, single pairs of clips with questions, and Pairs
+    Windows   windows of episodes and of clips with questions, and Pairs
 
 Everything follows from (seed, step, rank), so that a resumed run sees what it would have seen.
 """
@@ -21,9 +21,8 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.types import Query, QueryKind
 from cosmos_reason_node.vision.patchify import patchify
-from training.data.sample import Sample, Span
+from training.data.sample import Sample
 from training.data.sim import kinds
-from training.data.sim.kinds import describe
 from training.data.sim.physics.clip import Clip
 from training.data.sim.questions import questions
 from training.data.sim.scenes import SCENES
@@ -32,16 +31,14 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
-from .lookup import conclusion, lookups
 from .probe import States, Things, states_of, things_of
 
 # Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
 HELD_OUT_TASKS = ("close the window", "open the door")
 # Clips of a scene, relative to the other scenes: intuitive physics is asked about few of them.
 SCENE_SHARES = {"room": 2.5, "hide": 2.5, "topple": 1.5, "spill": 1.5, "drop": 1.5}
-LOOKUP = "lookup"
-DESCRIPTION_WEIGHT = 2.0  # of a token of a description against one of reasoning or format
-GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, describe.GROUP, LOOKUP)
+VERDICT_WEIGHT = 16.0  # of an answer against a token of reasoning or format
+GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS)
 _OF_QUERY = {
     QueryKind.COMPLETION: "task_completion",
     QueryKind.AFFORDANCE: "affordance",
@@ -64,9 +61,7 @@ class DrawSettings:
 
     Attributes:
         episodes, clips: windows of each a step, over all processes.
-        pictures: windows of a single pair of a clip's frames, with what can be asked about a picture.
-        lookups: of the windows' lettered questions, asked again without video to learn what letters are.
-        pairs: single temporal patches for the probes; 0 where the tower is not trained.
+        pairs: single temporal patches for the probes.
         robot_share: share of those that are of episodes.
         scene_shares: how often moments of a scene are drawn, relative to 1 for those not named.
         lengths, length_shares: frames of robot windows and how often each is drawn.
@@ -74,10 +69,7 @@ class DrawSettings:
         one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
             of a scene undoes the other: asked of both equally, state and answer do not correlate before the
             task's wording is taken into account, and the model stays at chance for long.
-        describe: also ask for descriptions of clips.
         think_share: share of targets with reasoning; the others answer at once.
-        think_more: the same for clips and for lettered questions, which it helps; nothing: as the others.
-        verdict_weight: of an answer against a token of reasoning or format.
         clip_gradient: share of a clip window's temporal patches that gradients flow through, drawn at random.
         no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
         seed: of everything drawn.
@@ -85,8 +77,6 @@ class DrawSettings:
 
     episodes: int = 16
     clips: int = 16
-    pictures: int = 0
-    lookups: int = 0
     pairs: int = 16
     robot_share: float = 0.5
     scene_shares: Mapping[str, float] = field(default_factory=dict)
@@ -94,10 +84,7 @@ class DrawSettings:
     length_shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     branches: int = 4
     one_sided: int = 0
-    describe: bool = False
     think_share: float = 0.25
-    think_more: float | None = None
-    verdict_weight: float = 16.0
     clip_gradient: float = 0.5
     no_video_share: float = 0.04
     seed: int = 0
@@ -146,7 +133,7 @@ class WindowBatch:
     """Windows with questions.
 
     Attributes:
-        rows: packed; episodes first, then clips, pictures and lookups.
+        rows: packed; episodes first, then clips.
         learn: (P,) bool, which temporal patches gradients flow through.
         states: of the last moments of the episodes' windows.
         events: of the clips' windows.
@@ -156,7 +143,7 @@ class WindowBatch:
         lettered: (Q,) bool, whether it has options.
         ends: (O, 2) row and column of the last token of each option.
         fits: (O,) 1 for the right option, 0 for others.
-        pairs: for the probes; nothing where the tower is not trained.
+        pairs: for the probes.
     """
 
     rows: RowBatch
@@ -169,7 +156,7 @@ class WindowBatch:
     lettered: Tensor
     ends: Tensor
     fits: Tensor
-    pairs: PairBatch | None
+    pairs: PairBatch
 
     @property
     def weight(self) -> float:
@@ -290,9 +277,7 @@ class WindowSource:
         length = int(shared.choice(settings.lengths, p=settings.length_shares))
         windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
-        windows += [self._picture(rng) for _ in range(settings.pictures // world)]
-        pairs = self._world.pairs(settings, world, rng) if settings.pairs else None
-        yield self._pack(windows, video, world, rng, pairs)
+        yield self._pack(windows, video, rng, self._world.pairs(settings, world, rng))
 
     def close(self) -> None:
         """Nothing to do."""
@@ -321,8 +306,6 @@ class WindowSource:
         for _ in range(_TRIES):
             clip, span = kinds.draw(self._world.clips.draw(rng), rng)
             samples = kinds.questions_for(clip, span, rng)
-            if self._settings.describe:
-                samples += describe.describe(clip, span, rng)
             if samples:
                 break
         frames = clip.frames[span.first : span.last + 1]
@@ -330,36 +313,19 @@ class WindowSource:
         if clip.variant != "puzzle":
             frames = change.frames(frames)
         order = [samples[i] for i in rng.permutation(len(samples))]
-        order.sort(key=lambda sample: sample.group not in (*kinds.INTUITIVE_PHYSICS, describe.GROUP))
+        order.sort(key=lambda sample: sample.group not in kinds.INTUITIVE_PHYSICS)
         learn = rng.random(span.length // 2) < self._settings.clip_gradient
         learn[rng.integers(len(learn))] = True
         shown = self._world.cut(np.ascontiguousarray(frames))
         return _Asked(shown, order[: self._settings.branches], learn, happened=(clip, span, change.points))
 
-    def _picture(self, rng: np.random.Generator) -> _Asked:
-        """A pair of frames; the description is asked first, then the others in random order."""
-        clip = self._world.clips.draw(rng)
-        while clip.scene == "room":  # has no things
-            clip = self._world.clips.draw(rng)
-        span = Span(2 * int(rng.integers(clip.length // 2)), 2)
-        shown = clip.frames[span.first : span.last + 1]
-        first, *others = describe.ask_of_picture(clip, span, rng)
-        order = [first, *(others[i] for i in rng.permutation(len(others)))]
-        frames = Augmentation(shown.shape[1:3], rng, hue=False).frames(shown)
-        return _Asked(self._world.cut(frames), order[: self._settings.branches], np.ones(1, bool))
-
     def _pack(
-        self,
-        windows: list[_Asked],
-        video: bool,
-        processes: int,
-        rng: np.random.Generator,
-        pairs: PairBatch | None,
+        self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch
     ) -> WindowBatch:
         world, spec = self._world, self._world.spec
         branches = [
             [
-                _encode(world, sample, bool(rng.random() < self._think_share(sample)), self._settings)
+                _encode(world, sample, bool(rng.random() < self._settings.think_share))
                 for sample in window.samples
             ]
             for window in windows
@@ -367,16 +333,15 @@ class WindowSource:
         side = spec.frame_size or (112, 112)
         grids = [[spec.video_grid(2 * len(w.patches), *side, spec.fps)] if video else [] for w in windows]
         patches = [w.patches.reshape(-1, w.patches.shape[-1]) for w in windows] if video else []
-        lettered = [s.query for w in windows for s in w.samples if s.query.options]
-        count = self._settings.lookups // processes
-        drill = lookups(lettered, count, world.tokenizer, self._settings.verdict_weight, rng)
-        rows = pack_rows(branches + drill, grids + [[] for _ in drill], patches, world.tokenizer, spec)
+        rows = pack_rows(branches, grids, patches, world.tokenizer, spec)
         learn = np.concatenate([w.learn for w in windows]) if video else np.zeros(0, bool)
         places = [w.place for w in windows if w.place is not None]
-        samples = [sample for w in windows for sample in w.samples]
-        groups = [sample.group or _OF_QUERY[sample.query.kind] for sample in samples]
-        groups += [LOOKUP for row in drill for _ in row]
-        verdict, owner = _verdicts([branch for row in branches + drill for branch in row])
+        flat = [
+            (sample, branch)
+            for w, b in zip(windows, branches, strict=True)
+            for sample, branch in zip(w.samples, b, strict=True)
+        ]
+        verdict, owner = _verdicts([branch for _, branch in flat])
         ends, fits = _option_ends(world, windows, branches, rows.prefixes.tolist())
         return WindowBatch(
             rows,
@@ -385,18 +350,12 @@ class WindowSource:
             events_of([w.happened for w in windows if w.happened is not None]),
             owner,
             verdict,
-            torch.tensor([GROUPS.index(group) for group in groups]),
-            torch.tensor([bool(s.query.options) for s in samples] + [True] * (len(groups) - len(samples))),
+            torch.tensor([GROUPS.index(sample.group or _OF_QUERY[sample.query.kind]) for sample, _ in flat]),
+            torch.tensor([bool(sample.query.options) for sample, _ in flat]),
             ends,
             fits,
             pairs,
         )
-
-    def _think_share(self, sample: Sample) -> float:
-        settings = self._settings
-        if settings.think_more is None or not (sample.group or sample.query.options):
-            return settings.think_share
-        return settings.think_more
 
 
 def _mentions_held_out(query: Query) -> bool:
@@ -407,21 +366,9 @@ def _is_closing(query: Query) -> bool:
     return query.kind is QueryKind.COMPLETION and query.task in _CLOSING
 
 
-def _encode(world: World, sample: Sample, think: bool, settings: DrawSettings) -> Branch:
-    reasoning = reasoning_of(sample) if think else ""
-    weight = settings.verdict_weight
-    if sample.group == describe.GROUP:
-        weight = DESCRIPTION_WEIGHT * len(world.tokenizer.encode(sample.answer, add_special_tokens=False))
-    return encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, weight)
-
-
-def reasoning_of(sample: Sample) -> str:
-    """The reasoning; of a lettered question it ends with the option's words, by which its letter is found."""
-    query = sample.query
-    if not (sample.reasoning and query.options):
-        return sample.reasoning
-    letters = [prompt.letter(index) for index in range(len(query.options))]
-    return f"{sample.reasoning} {conclusion(query.options[letters.index(sample.answer)])}"
+def _encode(world: World, sample: Sample, think: bool) -> Branch:
+    reasoning = sample.reasoning if think else ""
+    return encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
 
 
 def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains nano on all cores with ``training.sft.loop``, stage by stage.
 
-The vision tower; the whole model; the tower on what it sees worst; the whole model again; the language model.
+The vision tower; the whole model; the tower on what it sees worst; the whole model again.
 The world is loaded once; the processes, one thread each, are forked off it and share it.
 """
 
@@ -52,21 +52,6 @@ FINISH_DRAWS = DrawSettings(
     robot_share=0.75,
     scene_shares={"window": 1.5, "handle": 1.25, "door": 1.25, "drawer": 0.5},
 )
-# The language model reads little of what the tower sees: answers alone say too little about a video. It is
-# made to describe clips, to reason about them before it answers, and to find an option's letter by its words.
-WORDS_RECIPE = OptimizerConfig(steps=800, peak_rate=1e-3, final_rate=1e-5, warm_up=50)
-WORDS_DRAWS = DrawSettings(
-    episodes=8,
-    clips=10,
-    pictures=12,
-    lookups=24,
-    pairs=0,
-    scene_shares=FINISH_DRAWS.scene_shares,
-    branches=6,
-    describe=True,
-    think_more=0.75,
-    verdict_weight=8.0,
-)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 _STOPPED = 130  # exit code of a process that a signal ended, as shells have it
 
@@ -79,8 +64,8 @@ class TrainJob:
         data: directory with episodes/ and clips/, each with train/.
         work: directory of checkpoints and logs.
         output: directory of the finished model; holds what ``architecture.describe`` writes.
-        vision, answers, sharpen, finish, words: recipes of the stages.
-        vision_draws, answer_draws, sharpen_draws, finish_draws, words_draws: what they are shown.
+        vision, answers, sharpen, finish: recipes of the stages.
+        vision_draws, answer_draws, sharpen_draws, finish_draws: what they are shown.
         processes: one per core.
     """
 
@@ -91,12 +76,10 @@ class TrainJob:
     answers: OptimizerConfig = ANSWER_RECIPE
     sharpen: OptimizerConfig = SHARPEN_RECIPE
     finish: OptimizerConfig = FINISH_RECIPE
-    words: OptimizerConfig = WORDS_RECIPE
     vision_draws: DrawSettings = VISION_DRAWS
     answer_draws: DrawSettings = ANSWER_DRAWS
     sharpen_draws: DrawSettings = SHARPEN_DRAWS
     finish_draws: DrawSettings = FINISH_DRAWS
-    words_draws: DrawSettings = WORDS_DRAWS
     processes: int = 2
 
 
@@ -178,11 +161,9 @@ def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> 
         ("answers", answering, WindowSource(world, job.answer_draws), job.answers),
         ("sharpen", seeing, PairSource(world, job.sharpen_draws), job.sharpen),
         ("finish", answering, WindowSource(world, job.finish_draws), job.finish),
-        ("words", answering, WindowSource(world, job.words_draws), job.words),
     )
     with join(RunConfig(output=str(job.work), device="cpu", threads=1)) as context:
         for name, objective, source, recipe in stages:
-            answering.freeze_tower(name == "words")
             _stage(name, objective, source, recipe, job, context)
     if rank == 0:
         save_weights(model, job.output)

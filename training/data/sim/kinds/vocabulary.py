@@ -8,7 +8,7 @@ from ..physics.palette import COLOURS, SHAPES
 _WORDS = """
 a after again air all and another are as at away backward ball balls become before behind belong
 belongs below block blocks blow board bottom bounce bounces by camera can cannot cause circles
-closer colour coloured come comes cup cut did do does down each earlier empty end equal fall falls far
+closer colour coloured come comes cup cut did do does down earlier empty end equal fall falls far
 farther farthest faster first fits for forward four fourth frame frames friction from gate gentle go
 goes half happen happened heavier hidden hides high higher hit hits how in into is it its itself
 jump jumps just lands larger last later left less level lies lower lying makes many middle more most
