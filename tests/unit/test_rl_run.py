@@ -18,7 +18,7 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
-from training.rl.actors import missing
+from training.rl.actors import missing, run_ray
 from training.rl.books import BooksError, RolloutError, Ticket
 from training.rl.config import ConfigError, load_config, make_config
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
@@ -27,6 +27,7 @@ from training.rl.publish import WeightStore, weight_store
 from training.rl.rewards import NONE_OPTION, judge
 from training.rl.run import prepare, train_role, wait_for_groups
 from training.rl.tasks import TaskSampler, with_none
+from training.sft.lock import only_run
 from training.sft.loop import Interrupted, TrainingError
 from training.sft.parallel import Context
 from training.sft.report import read_log
@@ -415,6 +416,26 @@ def test_sources_are_drawn_equally_whatever_their_size(base, tmp_path):
     sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
     names = [sampler.draw(Ticket(n, p, 0)).source for n in range(50) for p in range(4)]
     assert 75 < names.count("large") < 125
+
+
+def test_data_sets_of_one_name_are_told_apart(base, tmp_path):
+    for folder in ("kitchen", "office"):
+        toy.write_data(tmp_path / folder / "data", 8, 1)
+    paths = [tmp_path / "kitchen" / "data", tmp_path / "office" / "data", tmp_path / "office" / "data"]
+    sources = [
+        {"path": str(path), "split": split} for path, split in zip(paths, ("", "", "train"), strict=True)
+    ]
+    config = short(*base, tmp_path / "run", data={"sources": sources})
+    names = TaskSampler(config.data, load(base[0], device="cpu").spec, 0).names
+    assert names == ["kitchen/data", "office/data:1", "office/data:train"]
+
+
+def test_one_output_takes_one_run(base, tmp_path):
+    config = short(*base, tmp_path / "run")
+    with only_run(tmp_path / "run"), pytest.raises(ConfigError, match="another run is writing to"):
+        run_inline(config)
+    with only_run(tmp_path / "run"), pytest.raises(ConfigError, match="another run is writing to"):
+        run_ray(config)
 
 
 @pytest.mark.parametrize(

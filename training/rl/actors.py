@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.sft.lock import only_run
+
 from .books import Books, BooksError, arguments
 from .config import ConfigError, RlConfig
 from .loop import asked_digest, make_sampler
@@ -71,15 +73,19 @@ def run_ray(config: RlConfig) -> None:
     """Run all roles in the cluster of RAY_ADDRESS, or in one started on this machine.
 
     Raises:
-        ConfigError: it does not fit into the cluster or its memory.
+        ConfigError: it does not fit into the cluster or its memory, or another run writes to ``run.output``.
         TrainingError: the trainer failed for good; the message says why.
     """
+    with only_run(Path(config.run.output).expanduser()):
+        _run_roles(config)
+
+
+def _run_roles(config: RlConfig) -> None:
     import ray
 
     started = not ray.is_initialized()
     if started:
         _start_ray(config)
-    Path(config.run.output).expanduser().mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(config)
     short = missing(config, ray.cluster_resources(), cuda=_wants_gpu(config))
     if short and started and "RAY_ADDRESS" not in os.environ:

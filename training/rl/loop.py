@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cosmos_reason_node.models.checkpoint import digest
 from cosmos_reason_node.models.spec import read_model_spec
+from training.sft.lock import only_run
 
 from .books import Books, Group, RolloutError, Ticket, arguments
 from .config import RlConfig
@@ -124,15 +125,16 @@ def run_inline(config: RlConfig) -> None:
     from .publish import weight_store
     from .run import train_role
 
-    sampler = make_sampler(config)
-    print(*check_memory(config, longest_question(config, sampler)), sep="\n", flush=True)
-    store, roller = weight_store(config), make_roller(config, sampler)
-    books = Books(**arguments(config, asked_digest(config, sampler)))
+    with only_run(Path(config.run.output).expanduser()):
+        sampler = make_sampler(config)
+        print(*check_memory(config, longest_question(config, sampler)), sep="\n", flush=True)
+        store, roller = weight_store(config), make_roller(config, sampler)
+        books = Books(**arguments(config, asked_digest(config, sampler)))
 
-    def work() -> bool:
-        return judge_one(books, sampler, config, "inline") or roll_one(books, store, roller, "inline")
+        def work() -> bool:
+            return judge_one(books, sampler, config, "inline") or roll_one(books, store, roller, "inline")
 
-    train_role(config, books, work)
+        train_role(config, books, work)
 
 
 def make_books(config: RlConfig) -> Books:

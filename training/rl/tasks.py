@@ -87,9 +87,12 @@ class TaskSampler:
         self._config, self._seed = config, seed
         self.window = WindowSpec.of(spec)
         self._sets: list[tuple[str, DataSet, list[Sample]]] = []
-        for source in config.sources:
+        for name, source in zip(_names(config), config.sources, strict=True):
             opened = open_data_set(Path(source.path).expanduser(), source.layout, strict=config.strict)
             samples = [s for s in opened.samples if not source.split or s.split == source.split]
+            if samples and all(s.history for s in samples):
+                what = "all samples go on with a conversation, which is not rolled out: take another data set"
+                raise DataError([Problem(source.path, 0, "history", what)])
             samples = [s for s in samples if not s.history][: source.limit or None]
             if not samples:
                 splits = ", ".join(sorted({s.split for s in opened.samples}))
@@ -97,7 +100,7 @@ class TaskSampler:
                 raise DataError([Problem(source.path, 0, "split", what)])
             for sample in samples:
                 _check_reward(sample, source.path)
-            self._sets.append((Path(source.path).name, opened, samples))
+            self._sets.append((name, opened, samples))
         weights = np.array([source.weight for source in config.sources])
         self._shares = weights / weights.sum()
 
@@ -164,6 +167,20 @@ def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True)
 def _has_none(sample: Sample) -> bool:
     """Whether it offers to reject all options already: a second such option would be the same again."""
     return NONE_OPTION in (option.strip().casefold() for option in sample.options)
+
+
+def _names(config: DataConfig) -> list[str]:
+    """What the sources are called in reports: of their paths, as many last parts as tell them apart."""
+    paths = [Path(source.path).expanduser().resolve().parts for source in config.sources]
+    kept = next(
+        (n for n in range(1, max(map(len, paths))) if len({p[-n:] for p in paths}) == len(set(paths))), 1
+    )
+    names = ["/".join(path[-kept:]) for path in paths]
+    # One folder may be named twice, for two splits of it.
+    return [
+        name if names.count(name) == 1 else f"{name}:{source.split or number}"
+        for number, (name, source) in enumerate(zip(names, config.sources, strict=True))
+    ]
 
 
 def _check_reward(sample: Sample, path: str) -> None:

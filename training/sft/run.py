@@ -4,11 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from .batches import RowList, RowLoader, RowSource
 from .config import ConfigError, SftConfig
 from .data import Rejections, RowSampler, Source, adapt_spec, load_sources, spread
 from .export import export
+from .lock import only_run
 from .loop import Job, train
 from .lora import add_adapters
 from .parallel import Context, gather_model, join, shard
@@ -35,7 +32,7 @@ def run(config: SftConfig) -> None:
     Raises:
         ConfigError, DataError, TrainingError, StoreError, Interrupted, CosmosReasonError: with what to do.
     """
-    with join(config.run) as context, _only_run(config, context):
+    with join(config.run) as context, _held(config, context):
         if config.optimizer.batch % context.world:
             raise ConfigError(
                 f"optimizer.batch: {config.optimizer.batch} rows cannot be shared by {context.world} "
@@ -172,34 +169,8 @@ def _facts(config: SftConfig, digest: str) -> dict[str, Any]:
     }
 
 
-def _locked(descriptor: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.2)
-
-
-@contextmanager
-def _only_run(config: SftConfig, context: Context) -> Iterator[None]:
-    """Hold the output directory, so that two runs do not write into one."""
+def _held(config: SftConfig, context: Context) -> AbstractContextManager[None]:
     if context.rank:
-        yield
-        return
-    directory = Path(config.run.output).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise ConfigError(f"run.output: {directory} cannot be written ({error}); choose another") from error
-    try:
-        # Ray may start a worker while the one that it stands in for is still dying.
-        if not _locked(descriptor, seconds=30.0 if config.run.launcher == "ray" else 0.0):
-            raise ConfigError(f"run.output: another run is writing to {directory}; choose another")
-        yield
-    finally:
-        os.close(descriptor)
+        return nullcontext()
+    # Ray may start a worker while the one that it stands in for is still dying.
+    return only_run(Path(config.run.output).expanduser(), 30.0 if config.run.launcher == "ray" else 0.0)
