@@ -318,14 +318,17 @@ class Config:
             problems.append(f"fps must be 0 or at least 0.1, not {self.fps}")
         if not self.cameras:
             problems.append("cameras is empty")
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for entry in self.cameras:
             name, _, topic = entry.partition("=")
             if not _CAMERA_NAME.match(name) or not topic:
                 problems.append(f"camera {entry!r} is not name=topic (the name of letters, digits and _)")
             elif name in seen:
                 problems.append(f"camera name {name!r} is used twice")
-            seen.add(name)
+            elif topic in seen.values():
+                other = next(first for first, taken in seen.items() if taken == topic)
+                problems.append(f"cameras {other!r} and {name!r} have one topic, {topic}: name it once")
+            seen[name] = topic
         if len(self.action_options) == 1:
             problems.append("action_options needs at least two choices, or none")
         if not re.match(r"(auto|cpu|cuda(:\d+)?)\Z", self.device):

@@ -75,6 +75,7 @@ class ReasonNode(LifecycleNode):
         self._served: Served | None = None
         self._task: Task | None = None
         self._error = ""
+        self._engine_error = ""  # said last
         self.parameters = Parameters(self, lambda: self._served is not None, self._settings_changed)
         self._outlets = Outlets(self)
         self._diagnostics = Diagnostics(self)
@@ -294,10 +295,12 @@ class ReasonNode(LifecycleNode):
     def _engine_state(self, status: EngineStatus) -> None:
         if self.session is None:
             return
-        if status.error_code is ErrorCode.NONE:
+        # While it is started again, the state comes once more, with the new process and the old error.
+        if status.error_code is ErrorCode.NONE or status.error_msg == self._engine_error:
             self.get_logger().info(f"engine: {status.state.value} (process {status.pid})")
         else:
             self.get_logger().error(f"engine: {status.state.value}: {status.error_msg}")
+        self._engine_error = status.error_msg
         self.session.pipeline.engine_state(status)
         self._publish_status()
 

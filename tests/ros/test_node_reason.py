@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -140,6 +141,7 @@ def test_a_killed_engine_is_an_error_and_a_restart_and_the_node_serves_on(client
     waiting = client.call_async(Query, "query", deadline=Duration(sec=90), **fields)
     until(lambda: client.status.engine_restarts == 1 and client.status.engine_state == READY, "restart", 90.0)
     assert client.result(waiting, 90.0, "reply").decision.error_code == ErrorCode.NONE
+    assert len(re.findall(r"\[ERROR\].*engine: restarting", node.output())) == 1
     after = len(client.decisions)
     until(
         lambda: any(

@@ -28,6 +28,7 @@ def test_every_field_is_documented_and_its_default_is_valid():
         ({"cameras": ()}, "cameras"),
         ({"cameras": ("front",)}, "front"),
         ({"cameras": ("a=/x", "a=/y")}, "twice"),
+        ({"cameras": ("a=/x", "b=/y", "c=/x")}, "'a' and 'c' have one topic, /x"),
         ({"cameras": ("a b=/x",)}, "a b"),
         ({"monitors": ("completion", "colour")}, "colour"),
         ({"action_options": ("only one",)}, "action_options"),
