@@ -122,6 +122,30 @@ def test_what_the_engine_refuses_counts_as_wrong(engine, tmp_path):
     assert all("QUESTION_TOO_LONG" in found.error for found in predictions(tmp_path).values())
 
 
+def test_a_question_that_is_asked_twice_fails_twice(engine, tmp_path):
+    """Without video equal questions are one; both of their items are counted all the same."""
+    plan = dataclasses.replace(GREEDY, think_tokens=8000)
+    one = stimulus(0)
+    twice = tuple(dataclasses.replace(item, item_id=f"{item.item_id}'") for item in one.items)
+    run.ask(
+        engine,
+        Benchmark("b", (dataclasses.replace(one, items=one.items + twice),)),
+        plan,
+        run.Labels(),
+        tmp_path,
+    )
+    report = run.score(tmp_path)["letter"]
+    assert (report["unasked"], report["overall"]["n"]) == (0, 6)
+
+
+def test_questions_may_hold_any_character(engine, tmp_path):
+    query = Query(QueryKind.QUESTION, question="Is it\u2028open\x85or\x0bnot?", yes_no=True)
+    one = stimulus(0)
+    items = (Item("ü\u2029", one.key, query, "yes", "order", "noise", "r"),)
+    run.ask(engine, Benchmark("b", (dataclasses.replace(one, items=items),)), GREEDY, run.Labels(), tmp_path)
+    assert run.score(tmp_path)["letter"]["overall"]["n"] == 1
+
+
 def test_an_unfinished_evaluation_says_so(engine, tmp_path):
     with pytest.raises(Killed):
         run.ask(engine, Benchmark("b", (stimulus(0), stimulus(1, killed))), GREEDY, run.Labels(), tmp_path)

@@ -125,7 +125,8 @@ def read_items(path: Path) -> list[Item]:
         FileNotFoundError: there is no such file.
     """
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not by str.splitlines: questions may hold U+2028 and other ends of line that JSON leaves as they are.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             record = json.loads(line)
             query = record.pop("query")

@@ -157,8 +157,10 @@ def _ask_blind(
             said |= {
                 ask.query: got for ask, got in zip(chunk, answers, strict=True) if isinstance(got, Answer)
             }
-            failed = [(ask, got) for ask, got in zip(chunk, answers, strict=True) if isinstance(got, str)]
-            log.append(Prediction(ask.key, "", error=message) for ask, message in failed)
+            failed = {ask.query: got for ask, got in zip(chunk, answers, strict=True) if isinstance(got, str)}
+            log.append(
+                Prediction(ask.key, "", error=failed[ask.query]) for ask in asks if ask.query in failed
+            )
         known = [ask for ask in asks if ask.query in said]
         if known:
             log.append(_predictions(known, [said[ask.query] for ask in known], plan))

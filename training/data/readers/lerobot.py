@@ -220,7 +220,7 @@ def _names(root: Path, what: str) -> dict[int, str]:
         rows = _parquet(path, lambda _: True).to_pylist()
     elif path.with_suffix(".jsonl").is_file():
         rows = [
-            json.loads(line) for line in path.with_suffix(".jsonl").read_text("utf-8").splitlines() if line
+            json.loads(line) for line in path.with_suffix(".jsonl").read_bytes().splitlines() if line.strip()
         ]
     else:
         return {}
