@@ -55,6 +55,23 @@ def test_a_paired_difference_sees_what_unpaired_intervals_miss():
     assert (nothing.mean, nothing.p) == (0.0, 1.0)
 
 
+def test_one_recording_is_no_evidence_however_often_it_is_asked():
+    runs = np.array([[1, 1, 0, 1, 1]]) > 0  # the bootstrap sees but the runs
+    assert estimate(runs, np.zeros(1)).low < 0.3
+    one = difference(np.ones((1, 1)), np.zeros((1, 1)), np.zeros(1))
+    assert (one.mean, one.high, one.p) == (1.0, 1.0, 1.0)
+    assert one.low < 0  # a coin would have done that
+    assert difference(runs, ~runs, np.zeros(1)).p == 1.0
+
+
+def test_equal_differences_of_many_recordings_are_evidence_but_no_certainty():
+    gain = difference(np.ones((12, 1)), np.zeros((12, 1)), np.arange(12))
+    assert 0.4 < gain.low < gain.high == 1.0
+    assert gain.p == pytest.approx(2 * 0.5**12, abs=1e-3)
+    loss = difference(np.zeros((12, 1)), np.ones((12, 1)), np.arange(12))
+    assert (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low))
+
+
 def test_calibration_error():
     sure = np.full(100, 0.8)
     assert calibration_error(sure, np.arange(100) < 80) == pytest.approx(0.0)
@@ -75,6 +92,16 @@ def test_a_repeated_question_is_worth_its_most_frequent_answer():
     items = [item(i, "Which?", "A", ("cup", "fork")) for i in range(COMMON)]
     items.append(item(99, "Which?", "B", ("fork", "spoon")))
     assert best_without_video(items)[:COMMON].all()
+
+
+def test_options_that_are_offered_once_tell_nothing_of_which_is_right():
+    """The words of the question may be the same all the time: only its own item knows its right option."""
+    items = [
+        item(i, "What is next?", "ABCD"[i % 4], tuple(f"step {i}{x}" for x in "abcd")) for i in range(20)
+    ]
+    assert best_without_video(items).mean() == 0.25
+    again = [item(i, "What is next?", "B", (f"wrong {i}", "pull")) for i in range(20, 40)]
+    assert best_without_video([*items, *again])[20:].all()
 
 
 def test_questions_asked_once_are_worth_no_more_than_their_most_frequent_letter():

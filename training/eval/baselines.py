@@ -26,13 +26,24 @@ def best_without_video(items: Sequence[Item]) -> np.ndarray:
     """(I,) bool: whether always giving the most frequent right answer would be right.
 
     Frequent for the question's text where it is asked of at least COMMON recordings, else among the rare
-    questions of the same group and form (there, of options, the most frequent letter). Frequencies are those
-    of these very items, so for repeated questions nobody without eyes does better.
+    questions of the same group and form (there, of options, the most frequent letter). Options of which none
+    is right about two recordings are rare too: the right one would be told by its own item alone. Frequencies
+    are those of these very items, so for repeated questions nobody without eyes does better.
     """
     asked: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
     for item in items:
         asked[_text(item)].add(item.cluster)
-    keys = [_text(item) if len(asked[_text(item)]) >= COMMON else _rare(item) for item in items]
+    seen: dict[tuple[str, ...], dict[str, set[str]]] = collections.defaultdict(
+        lambda: collections.defaultdict(set)
+    )
+    for item in items:
+        seen[_text(item)][normal(item.wanted)].add(item.cluster)
+
+    def common(item: Item) -> bool:
+        again = (len(seen[_text(item)][normal(option)]) > 1 for option in item.query.options)
+        return len(asked[_text(item)]) >= COMMON and (not item.query.options or any(again))
+
+    keys = [_text(item) if common(item) else _rare(item) for item in items]
     counts: dict[tuple[str, ...], collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for key, item in zip(keys, items, strict=True):
         counts[key][_wanted(key, item)] += 1

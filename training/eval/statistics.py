@@ -59,8 +59,8 @@ def bootstrap(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.nda
 def estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     """Mean of values in [0, 1] with its interval over recordings and seeds.
 
-    Where the draws do not differ (all right, all wrong, one recording), the bootstrap knows nothing: then
-    Wilson's interval for as many independent trials as there are recordings.
+    Where the draws do not differ (all right, all wrong) or seeds alone make them differ (one recording), the
+    bootstrap knows nothing: then Wilson's interval for as many independent trials as there are recordings.
 
     Args:
         values: (I, S).
@@ -69,18 +69,29 @@ def estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     mean = float(values.mean())
     draws = bootstrap(values, clusters)
     low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
-    if high - low < 1e-9:
-        return wilson(mean, len(np.unique(clusters)))
+    count = len(np.unique(clusters))
+    if high - low < 1e-9 or count == 1:
+        return wilson(mean, count)
     return Estimate(mean, low, high)
 
 
 def difference(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> Difference:
-    """Mean of ``first - second``, paired by item and run; both (I, S)."""
+    """Mean of ``first - second``, paired by item and run; both (I, S).
+
+    Where all recordings differ by the same, or there is but one, the bootstrap knows nothing: then Wilson's
+    interval of the share of recordings that got better, and ``p`` of a sign test. Where nothing differs there
+    is no doubt.
+    """
     paired = first.astype(float) - second.astype(float)
     draws = bootstrap(paired, clusters)
     low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
+    mean, count = float(paired.mean()), len(np.unique(clusters))
+    if paired.any() and (high - low < 1e-9 or count == 1):
+        better = wilson(min(1.0, max(0.0, (1 + mean) / 2)), count)
+        low, high = 2 * better.low - 1, 2 * better.high - 1
+        return Difference(mean, low, high, max(min(1.0, 2 * 0.5**count), 1 / DRAWS))
     tail = min(float((draws <= 0).mean()), float((draws >= 0).mean()))
-    return Difference(float(paired.mean()), low, high, min(1.0, max(2 * tail, 1 / DRAWS)))
+    return Difference(mean, low, high, min(1.0, max(2 * tail, 1 / DRAWS)))
 
 
 def wilson(mean: float, n: int) -> Estimate:
