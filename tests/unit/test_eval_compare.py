@@ -35,7 +35,7 @@ def write(directory, right, asked=None, seeds=2):
     facts = {
         "model": {"digest": directory.name, "prompt_id": "p"},
         "stage": "sft",
-        "held_out_tasks": ["open the door"],
+        "held_out_tasks": [" Open the Door"],  # as typed
         "benchmark": {},
         "asked": {run._way(run.PROTOCOLS["strict"]): settings},
     }

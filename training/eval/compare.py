@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .report import is_new
+from .report import folded, is_new
 from .run import read_evaluation
 from .scoring import Outcome, rights
 from .statistics import difference
@@ -44,7 +44,7 @@ def compare(before: Path, after: Path, protocol: str) -> list[dict[str, Any]]:
             "evaluations of one benchmark with the same data and settings"
         )
     pairs = [(ours[name], theirs[name]) for name in ours]
-    new = set(second.facts["held_out_tasks"])
+    new = folded(second.facts["held_out_tasks"])
     known = [pair for pair in pairs if not is_new(pair[0].item, new)]
     apart = [pair for pair in pairs if is_new(pair[0].item, new)]
     rows = _by_kind(known)

@@ -38,7 +38,7 @@ def build(
     """
     if not outcomes:
         raise ValueError("no item was asked in full yet: run the evaluation first, or let it finish")
-    new = {name.strip().casefold() for name in held_out_tasks}
+    new = folded(held_out_tasks)
     apart = [o for o in outcomes if is_new(o.item, new)]
     known = [o for o in outcomes if not is_new(o.item, new)] or apart
     result = {
@@ -58,8 +58,13 @@ def build(
     return result
 
 
+def folded(names: Iterable[str]) -> set[str]:
+    """Names of tasks as ``is_new`` wants them: neither case nor outer blanks count."""
+    return {name.strip().casefold() for name in names}
+
+
 def is_new(item: Item, held_out_tasks: Iterable[str]) -> bool:
-    """Whether an item is about one of these tasks (names folded by case)."""
+    """Whether an item is about one of these tasks (as ``folded`` gives them)."""
     return any(name.strip().casefold() in held_out_tasks for name in item.tasks)
 
 
