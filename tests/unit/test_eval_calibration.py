@@ -58,7 +58,13 @@ def evaluation(directory, model, count=60):
             said.append(Prediction(key, "text", max(shares), 3, shares=shares if video else (0.5, 0.5)))
     write_items(directory / run.ITEMS, items)
     PredictionLog(directory / run.PREDICTIONS).append(said)
-    facts = {"model": {"digest": model}, "stage": "sft", "held_out_tasks": [], "benchmark": {}, "asked": {}}
+    facts = {
+        "model": {"digest": model, "prompt_id": "p"},
+        "stage": "sft",
+        "held_out_tasks": [],
+        "benchmark": {},
+        "asked": {"grammar": {"decoding": "grammar, greedy, think 0"}},
+    }
     (directory / run.RUN).write_text(json.dumps(facts))
     return logits, right
 
@@ -80,6 +86,18 @@ def test_command_line_writes_it_into_the_checkpoint(model_dir, tmp_path, capsys)
     # The checkpoint is another one now: its confidences are no longer those of the evaluation.
     assert main(["calibrate", str(asked), "--model", str(model)]) == 1
     assert "evaluate it first" in capsys.readouterr().err
+
+
+def test_what_was_said_in_other_ways_is_not_fitted(model_dir, tmp_path):
+    """The log keeps answers after reasoning, and to prompts of older versions; the report counts neither."""
+    model = digest(model_dir)
+    evaluation(tmp_path, model)
+    expected = calibration.calibrate(tmp_path, model_dir)
+    log = PredictionLog(tmp_path / run.PREDICTIONS)
+    wrong = [dataclasses.replace(said, shares=said.shares[::-1]) for said in log.found.values()]
+    for change in ({"decoding": "grammar, greedy, think 64"}, {"prompt": "older"}):
+        log.append(dataclasses.replace(w, key=dataclasses.replace(w.key, **change)) for w in wrong)
+    assert calibration.calibrate(tmp_path, model_dir) == expected
 
 
 def test_too_few_verdicts_are_refused(model_dir, tmp_path):

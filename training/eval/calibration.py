@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def calibrate(directory: Path, model_dir: Path) -> Calibration:
             f"{directory} is the evaluation of another checkpoint than {model_dir}, or it has changed since: "
             "evaluate it first"
         )
-    logits, right = _verdicts(directory, spec, found)
+    logits, right = _verdicts(directory, spec, facts)
     if len(right) < _FEWEST:
         raise ValueError(
             f"{directory} has {len(right)} verdicts with probabilities, at least {_FEWEST} are needed: "
@@ -121,13 +122,20 @@ def write(model_dir: Path, temperature: float) -> Path:
     return path
 
 
-def _verdicts(directory: Path, spec: ModelSpec, model: str) -> tuple[list[np.ndarray], list[int]]:
-    """Log probabilities at temperature 1 and the right place, of every choice that was made."""
+def _verdicts(directory: Path, spec: ModelSpec, facts: dict[str, Any]) -> tuple[list[np.ndarray], list[int]]:
+    """Log probabilities at temperature 1 and the right place, of every choice that the report counts.
+
+    The log may hold more: what was said with other budgets of reasoning, or under other prompts.
+    """
+    model = facts["model"]
+    now = (model["digest"], model["prompt_id"], facts["asked"].get("grammar", {}).get("decoding"))
     items = {item.item_id: item for item in read_items(directory / ITEMS)}
     logits, right = [], []
     for key, said in read_predictions(directory / PREDICTIONS).items():
         item = items.get(key.item)
-        if item is None or item.digest != key.digest or key.model != model or not key.video or key.rotation:
+        if item is None or item.digest != key.digest or not key.video or key.rotation:
+            continue
+        if (key.model, key.prompt, key.decoding) != now:
             continue
         place = _right_place(item, said)
         if place >= 0:
