@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def test_a_benchmark_that_is_not_there_says_what_is_wanted(tmp_path):
 def sample(number, **more):
     fields = {"kind": QuestionKind.COMMON_SENSE, "question": "Is it open?", "yes_no": True, "answer": "yes"}
     origin = Provenance("home", episode=f"e{number // 2}")
-    return Sample(f"s{number}", (Video("a.mp4"),), provenance=origin, **fields | more)
+    values = {"media": (Video("a.mp4"),), "provenance": origin, **fields, **more}
+    return Sample(f"s{number}", **values)
 
 
 def test_own_data_set_and_single_file(tmp_path):
@@ -77,8 +79,8 @@ def test_own_data_set_and_single_file(tmp_path):
     write_samples(tmp_path, samples)
     bench = data_set(tmp_path, MODEL)
     assert [(item.group, item.category, item.cluster) for item in bench.items] == [
-        ("order", "order", "e0"),
-        ("common_sense", "", "e0"),
+        ("order", "order", "home/e0"),
+        ("common_sense", "", "home/e0"),
     ]
     assert any("training split" in note for note in bench.notes)
     assert any("1 captions" in note for note in bench.notes)
@@ -88,6 +90,37 @@ def test_own_data_set_and_single_file(tmp_path):
     assert window.period_ns == 250_000_000  # the end of the clip, as the node would see it
     with pytest.raises(DataError, match="holds no question to ask of split 'val'"):
         data_set(tmp_path, MODEL, split="val")
+
+
+def test_recordings_are_episodes_of_a_source_else_files(tmp_path):
+    """Intervals are over them: parts of one file are not independent, equal numbers of two robots are."""
+    parts = tuple((Video("a.mp4", start_s=float(i), end_s=i + 1.0),) for i in range(2))
+    write_samples(
+        tmp_path,
+        [
+            sample(0),
+            sample(2, provenance=Provenance("lab", episode="e0")),
+            sample(4, provenance=Provenance("web"), media=parts[0]),
+            sample(6, provenance=Provenance("web"), media=parts[1]),
+            sample(8, provenance=Provenance("web"), media=(Video("b.mp4"),)),
+            *(sample(i, provenance=Provenance("web"), media=()) for i in (10, 12)),
+        ],
+    )
+    clusters = [item.cluster for item in data_set(tmp_path, MODEL).items]
+    assert len(set(clusters)) == 6
+    assert clusters[2] == clusters[3]
+
+
+def test_a_clip_that_was_replaced_is_asked_about_anew(tmp_path):
+    write_video(tmp_path / "a.mp4", steady(24, 4.0))
+    write_samples(tmp_path, [sample(0)])
+    (before,) = data_set(tmp_path, MODEL).items
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    (copy,) = data_set(tmp_path / "copy", MODEL).items
+    assert copy.digest == before.digest  # and can be compared
+    write_video(tmp_path / "a.mp4", steady(24, 8.0))
+    (after,) = data_set(tmp_path, MODEL).items
+    assert after.digest != before.digest
 
 
 def test_damaged_rows_are_left_out_with_a_note(tmp_path):

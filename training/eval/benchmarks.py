@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.types import Window
-from training.data.media import WindowSpec, load_window
+from training.data.media import IMAGE_SUFFIXES, WindowSpec, load_window
 from training.data.problems import DataError, FieldErrors, Problem, Report
 from training.data.readers import DataSet, open_data_set
 from training.data.readers.fields import json_rows
@@ -28,6 +28,7 @@ from .item import Benchmark, Item, Stimulus
 from .published import PHYSICS_KINDS, subset_of
 
 _HUB = "nvidia/Cosmos-Reason1-Benchmark on Hugging Face"
+_END_BYTES = 1 << 16
 _LAYOUT = "NAME/NAME_benchmark_qa_pairs.json with its clips beside it"
 
 
@@ -156,8 +157,9 @@ def _benchmark(
     name: str, data: DataSet, model: ModelSpec, notes: list[str], limit: int, official: bool
 ) -> Benchmark:
     groups: dict[str, list[Sample]] = {}
+    content = _Content(data.root)
     for sample in data.samples:
-        key = _media_key(sample.media) + ("#whole" if data.whole(sample) else "")
+        key = _media_key(sample.media, content) + ("#whole" if data.whole(sample) else "")
         groups.setdefault(key, []).append(sample)
     stimuli = [
         Stimulus(
@@ -185,18 +187,59 @@ def _item(sample: Sample, key: str) -> Item:
         answer=sample.answer,
         group=sample.group,
         source=origin.source,
-        cluster=origin.episode or key,
+        cluster=f"{origin.source}/{origin.episode}"
+        if origin.episode
+        else _recording(sample.media) or sample.sample_id,
         category=sample.category,
         tasks=tuple(name for name in (sample.task, sample.action) if name),
     )
 
 
-def _media_key(media: tuple[Media, ...]) -> str:
+def _media_key(media: tuple[Media, ...], content: _Content) -> str:
+    """Name of a window: of what is looked at, and of what these files hold."""
     if not media:
         return "(no media)"
+    marks = [content.mark(path) for entry in media for path in dict.fromkeys(entry.paths)]
+    return f"{_recording(media)}#{hashlib.sha256(repr((media, marks)).encode()).hexdigest()[:8]}"
+
+
+def _recording(media: tuple[Media, ...]) -> str:
+    """Name of the file that a window is a part of; "" without media."""
+    if not media:
+        return ""
     first = media[0]
-    name = f"{first.path}:{first.member}" if isinstance(first, Video) else first.paths[0]
-    return f"{name}#{hashlib.sha256(repr(media).encode()).hexdigest()[:8]}"
+    return f"{first.path}:{first.member}" if isinstance(first, Video) else first.paths[0]
+
+
+class _Content:
+    """What tells a file from another one that has taken its place, without reading all of it.
+
+    Its size, and of what holds a whole clip its begin and end too; equal for copies, wherever they lie.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._marks: dict[str, str] = {}
+
+    def mark(self, path: str) -> str:
+        """Of a file of the data set; "" where there is none."""
+        if path not in self._marks:
+            self._marks[path] = self._read(self._root / path)
+        return self._marks[path]
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        try:
+            size = path.stat().st_size
+            if path.suffix.lower() in IMAGE_SUFFIXES:  # there may be a hundred thousand of them
+                return str(size)
+            with open(path, "rb") as stream:
+                ends = stream.read(_END_BYTES)
+                stream.seek(max(0, size - _END_BYTES))
+                ends += stream.read(_END_BYTES)
+        except OSError:
+            return ""
+        return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def _has_media(root: Path, sample: Sample) -> bool:
