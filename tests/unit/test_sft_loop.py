@@ -227,6 +227,17 @@ def test_only_the_newest_are_kept_and_leftovers_cleared(tmp_path):
     assert sorted(path.name for path in left.parent.iterdir()) == ["step-00000009", "step-00000012"]
 
 
+def test_a_damaged_later_checkpoint_does_not_cost_the_one_that_is_written(tmp_path: Path):
+    files = {"model": {"a": torch.arange(4.0)}}
+    for step in (5, 10):
+        SnapshotStore(tmp_path, 2).write(step, files, {})
+    (tmp_path / "step-00000010" / "model.safetensors").write_bytes(b"damaged")
+    store = SnapshotStore(tmp_path, 1)
+    assert store.newest().step == 5
+    store.write(6, files, {})
+    assert store.newest().step == 6
+
+
 def test_tied_tensors_are_stored_once(tmp_path: Path):
     weight = torch.arange(4.0)
     store = SnapshotStore(tmp_path, 1)

@@ -102,7 +102,8 @@ class SnapshotStore:
                 f"({error}): make room there or lower run.keep, then start again; earlier checkpoints are "
                 "intact"
             ) from error
-        for old in self._names()[: -self._keep]:
+        # Later ones were passed over as damaged; were they counted, this one could be taken for an old one.
+        for old in [path for path in self._names() if path.name <= target.name][: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
