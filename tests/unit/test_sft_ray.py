@@ -11,6 +11,7 @@ import sys
 
 import psutil
 import pytest
+import torch
 
 from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.sft_files import make_data, make_model, settings, wait_for, write_config
@@ -29,6 +30,36 @@ def workers(driver):
         except psutil.Error:
             continue
     return found
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu", "cuda"])
+def test_the_device_is_that_of_the_cluster(tmp_path, monkeypatch, asked):
+    """The driver may have a GPU that the cluster lacks, or the other way round; workers are told."""
+    import ray
+    import ray.train.torch
+
+    from training.sft import launch
+
+    value = settings(tmp_path / "base", tmp_path / "data", tmp_path / "run", run={"launcher": "ray"})
+    value["run"]["device"] = asked
+    config = write_config(tmp_path / "sft.yaml", value)
+    started = []
+
+    class Trainer:
+        def __init__(self, _worker, *, train_loop_config, scaling_config, **_):
+            started.append((train_loop_config["config"].run.device, scaling_config.use_gpu))
+
+        def fit(self):
+            pass
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    for driver, cluster in ((True, {"CPU": 8.0}), (False, {"CPU": 8.0, "GPU": 4.0})):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda driver=driver: driver)
+        monkeypatch.setattr(ray, "cluster_resources", lambda cluster=cluster: cluster)
+        launch.launch(config)
+    there = {"auto": ["cpu", "cuda"], "cpu": ["cpu", "cpu"], "cuda": ["cuda", "cuda"]}[asked]
+    assert started == [(device, device == "cuda") for device in there]
 
 
 def test_a_dead_worker_is_replaced(tmp_path):

@@ -173,7 +173,8 @@ class RunConfig:
         processes: workers of torchrun (on this machine) and ray (in the cluster), one a GPU. Where torchrun
             was called by hand, its numbers hold.
         restarts: of ray's workers after failures.
-        device: "auto" (CUDA if there is one), "cpu" or "cuda".
+        device: "auto" (CUDA if there is one; in a cluster of Ray's, if any of its nodes has one), "cpu" or
+            "cuda".
         save_every: steps between checkpoints; one is written at the end too.
         keep: newest checkpoints that are kept.
         validate_every: steps between validation losses; 0 = none.

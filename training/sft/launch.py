@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -100,12 +101,15 @@ def _ray(config: SftConfig) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cuda = _wants_gpu(config)
     seconds = str(round(config.run.timeout_s))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or each line is shown twice
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", seconds)  # Ray's 60 s may not do
+    own = not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
     if not ray.is_initialized():
         start_ray(config.run.processes)
+    cuda = _wants_gpu(config, own=own)
+    # The workers' machines may see devices of their own: what is decided here holds for all of them.
+    config = replace(config, run=replace(config.run, device="cuda" if cuda else "cpu"))
     output = Path(config.run.output).expanduser().resolve()
     trainer = TorchTrainer(
         _ray_worker,
@@ -159,7 +163,16 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
     run(arguments["config"])
 
 
-def _wants_gpu(config: SftConfig) -> bool:
+def _wants_gpu(config: SftConfig, *, own: bool) -> bool:
+    """Whether workers ask Ray for a GPU each.
+
+    Args:
+        config: of the run; "auto" takes what there is where the workers will be.
+        own: they will be on this machine, in a cluster that was started for them.
+    """
+    import ray
     import torch
 
-    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
+    if config.run.device != "auto":
+        return config.run.device == "cuda"
+    return torch.cuda.is_available() if own else ray.cluster_resources().get("GPU", 0) >= 1
