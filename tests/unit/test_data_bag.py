@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from cosmos_reason_node.vision.patchify import PatchSpec
 from training.data.__main__ import main
-from training.data.bag import convert, messages
+from training.data.bag import convert, messages, read_index
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Report
 from training.data.readers import open_data_set
@@ -179,6 +179,32 @@ def test_a_torn_mcap_is_read_up_to_the_tear(tmp_path: Path):
     (problem,) = report.problems
     assert "is not complete" in problem.message
     assert "bag_repair" in problem.message
+
+
+def test_the_files_of_a_killed_recording_are_read_in_their_order(tmp_path: Path):
+    """Twelve files, no metadata.yaml, the last one empty: as rosbag2 leaves them when it is killed."""
+    whole = camera(raw, 48)
+    (tmp_path / "cut").mkdir()
+    for i in range(12):
+        bag = write_bag(tmp_path / f"part{i}", MCAP, {"/wrist/image": whole[4 * i : 4 * i + 4]})
+        (bag / f"part{i}.mcap").rename(tmp_path / "cut" / f"cut_{i}.mcap")
+    (tmp_path / "cut" / "cut_12.mcap").touch()
+    report = Report()
+    stamps = read_index(tmp_path / "cut", report).stamps_ns["/wrist/image"]
+    assert stamps == sorted(stamps)
+    assert len(stamps) == 48
+    (problem,) = report.problems
+    assert "cut_12.mcap" in problem.file
+
+
+@pytest.mark.parametrize("storage", [MCAP, SQLITE])
+def test_torn_metadata_cost_no_message(tmp_path: Path, storage: StoragePlugin):
+    bag = write_bag(tmp_path / "bag", storage, {"/wrist/image": camera(raw)})
+    (bag / "metadata.yaml").write_text("rosbag2_bagfile_information:\n  version: 9\n  storage_id")
+    report = Report()
+    assert len(list(messages(bag, ("sensor_msgs/msg/Image",), report))) == 40
+    (problem,) = report.problems
+    assert "read one by one" in problem.message
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish" * 99])

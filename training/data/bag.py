@@ -206,13 +206,26 @@ def messages(bag: Path, types: Iterable[str], report: Report) -> Iterator[Record
     Raises:
         DataError: there is no bag, or nothing of it can be read.
     """
-    for source in _sources(bag):
+    waiting = _sources(bag)
+    unreadable: list[Problem] = []
+    read = 0
+    while waiting:
+        source = waiting.pop(0)
         try:
             reader = Reader(source)
             reader.open()
         except _BAD_BAG as error:
-            yield from _torn(source, error, set(types), report)
+            if source.is_dir():
+                waiting = _files(source)
+                report.add(source, 0, "", f"is not whole ({error}): its files were read one by one")
+                continue
+            try:
+                yield from _torn(source, error, set(types), report)
+                read += 1
+            except DataError as nothing:
+                unreadable += nothing.problems
             continue
+        read += 1
         try:
             chosen = [connection for connection in reader.connections if connection.msgtype in types]
             for connection, _, raw in reader.messages(chosen) if chosen else ():
@@ -221,10 +234,13 @@ def messages(bag: Path, types: Iterable[str], report: Report) -> Iterator[Record
             report.add(source, 0, "", f"is damaged: messages after the damage are missing ({error})")
         finally:
             reader.close()
+    if not read:
+        raise DataError(unreadable)
+    report.problems += unreadable
 
 
 def _sources(bag: Path) -> list[Path]:
-    """What to open: the directory where rosbag2's metadata.yaml is whole, else its files."""
+    """What to open: the directory where rosbag2's metadata.yaml is there, else its files."""
     if not bag.exists():
         raise DataError([Problem(str(bag), 0, "", "there is no such bag")])
     if not bag.is_dir():
@@ -233,35 +249,49 @@ def _sources(bag: Path) -> list[Path]:
         Reader(bag)
         return [bag]
     except _BAD_BAG:
-        files = sorted([*bag.glob("*.mcap"), *bag.glob("*.db3")])
-        if not files:
-            what = "holds no bag: expected metadata.yaml with .mcap or .db3 files"
-            raise DataError([Problem(str(bag), 0, "", what)]) from None
-        return files
+        return _files(bag)
+
+
+def _files(bag: Path) -> list[Path]:
+    """The files of a bag's directory as they were written: the tenth comes after the second.
+
+    Raises:
+        DataError: there are none.
+    """
+
+    def numbers(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", path.name)
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+    files = sorted([*bag.glob("*.mcap"), *bag.glob("*.db3")], key=numbers)
+    if not files:
+        what = "holds no bag: expected metadata.yaml with .mcap or .db3 files"
+        raise DataError([Problem(str(bag), 0, "", what)])
+    return files
 
 
 def _torn(source: Path, error: Exception, types: set[str], report: Report) -> Iterator[Recorded]:
-    files = sorted(source.glob("*.mcap")) if source.is_dir() else [source] if source.suffix == ".mcap" else []
     count = 0
-    for file in files:
-        schemas: dict[int, Schema] = {}
-        channels: dict[int, Channel] = {}
-        with open(file, "rb") as stream:
-            try:
-                for record in StreamReader(stream, validate_crcs=True).records:
-                    if isinstance(record, Schema):
-                        schemas[record.id] = record
-                    elif isinstance(record, Channel):
-                        channels[record.id] = record
-                    elif isinstance(record, Message):
-                        count += 1
-                        channel = channels[record.channel_id]
-                        schema = schemas[channel.schema_id]
-                        if schema.name in types:
-                            text = schema.data.decode("utf-8", "replace")
-                            yield Recorded(channel.topic, schema.name, text, record.data)
-            except _TORN:
-                pass
+    schemas: dict[int, Schema] = {}
+    channels: dict[int, Channel] = {}
+    with open(source, "rb") as stream:
+        try:
+            for record in (
+                StreamReader(stream, validate_crcs=True).records if source.suffix == ".mcap" else ()
+            ):
+                if isinstance(record, Schema):
+                    schemas[record.id] = record
+                elif isinstance(record, Channel):
+                    channels[record.id] = record
+                elif isinstance(record, Message):
+                    count += 1
+                    channel = channels[record.channel_id]
+                    schema = schemas[channel.schema_id]
+                    if schema.name in types:
+                        text = schema.data.decode("utf-8", "replace")
+                        yield Recorded(channel.topic, schema.name, text, record.data)
+        except _TORN:
+            pass
     if not count:
         what = f"is no bag that can be read ({error}): was the recording cut off, or the copy?"
         raise DataError([Problem(str(source), 0, "", what)])
