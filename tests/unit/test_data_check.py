@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -248,6 +249,15 @@ def test_leaks_between_data_sets(good: Path, tmp_path: Path, capsys: pytest.Capt
     assert "splits: bench_mark.test 2, held_out 2, train 2" in out
 
 
+def test_names_of_other_data_sets_in_any_script(good: Path, tmp_path: Path):
+    for name in ("评测", "_held", "-x"):
+        other = tmp_path / "others" / name
+        (other / "v").mkdir(parents=True)
+        clip(other / "v/2.mp4", 9)
+        write_samples(other, [sample("s9", "v/2.mp4", "test")])
+        assert main(["check", str(good), "--against", str(other), "--processes", "1", "--quiet"]) == 0
+
+
 def choice(i: int, options: tuple[str, ...], right: str, split: str = "train", question: str = "?") -> Sample:
     answer = "ABCD"[options.index(right)]
     return sample(
@@ -284,6 +294,36 @@ def test_blind_scores_of_planted_biases():
     (score,) = blind_scores(by_text)
     assert score.accuracy["question_text"] == 1.0
     assert score.accuracy["most_frequent_answer"] < 0.6
+
+
+def test_a_favourite_of_each_source_is_seen_though_all_together_are_balanced():
+    def of(source: str, i: int, right: str) -> Sample:
+        key, other = f"key {source} {i}", f"other {source} {i}"
+        one = choice(i, (key, other) if right == "A" else (other, key), key, question=f"{source} {i}?")
+        return dataclasses.replace(one, sample_id=f"{source}{i}", provenance=Provenance(source))
+
+    biased = [of("one", i, "A") for i in range(20)] + [of("two", i, "B") for i in range(20)]
+    (score,) = blind_scores(biased)
+    assert score.accuracy["most_frequent_letter"] == 0.5
+    assert score.accuracy["source_favourite"] == score.best == 1.0
+    fair = [of(source, i, "AB"[i % 2]) for source in ("one", "two") for i in range(20)]
+    (score,) = blind_scores(fair)
+    assert score.best == 0.5
+    (score,) = blind_scores([of("one", i, "AB"[i % 2]) for i in range(20)])
+    assert "source_favourite" not in score.accuracy
+
+
+def test_the_same_answer_in_capitals_is_no_contradiction(good: Path):
+    samples = [
+        sample(
+            name, "a.mp4", kind=QuestionKind.OTHER, question="Which?", task="", options=options, answer="A"
+        )
+        for name, options in (("small", ("cup", "fork")), ("large", ("Cup", "Fork")))
+    ]
+    write_samples(good, samples)
+    kinds = [kind for kind, _ in found(good)]
+    assert "contradiction" not in kinds
+    assert "duplicate sample" in kinds
 
 
 def test_blind_guesses_learn_from_training_samples_only():

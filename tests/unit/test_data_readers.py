@@ -223,6 +223,18 @@ class TestCosmosReason:
         found = {(problem.row, problem.field) for problem in data.report.problems}
         assert found == {(5, "answer"), (6, "answer"), (7, "answer"), (8, "conversations")}
 
+    def test_an_archive_and_its_unpacked_copy_are_one(self, tmp_path: Path):
+        """As `gunzip --keep` leaves them; the plain one is of random access."""
+        benchmark(tmp_path, [{"video": "clips/x.mp4", "qa_pairs": qa()}])
+        clip = tmp_path / "x.mp4"
+        clip.write_bytes(b"clip")
+        for name, mode in (("clips.tar", "w"), ("clips.tar.gz", "w:gz")):
+            with tarfile.open(tmp_path / "bridgev2" / name, mode) as out:
+                out.add(clip, "clips/x.mp4")
+        clip.unlink()
+        (sample,) = open_data_set(tmp_path).samples
+        assert sample.media == (Video("bridgev2/clips.tar", "clips/x.mp4"),)
+
     def test_repeated_ids_are_bad_rows(self, tmp_path: Path):
         benchmark(tmp_path, [{"id": "same", "video": "x.mp4", "qa_pairs": qa()}] * 2)
         ((row, _, message),) = problems(tmp_path)
@@ -271,6 +283,16 @@ class TestLlava:
     def test_bad_rows(self, tmp_path: Path, said: tuple[str, ...], more: dict[str, Any], field: str):
         write(tmp_path / "d" / "x.json", [self.row("?", "fine"), self.row(*said, **more)])
         assert [(row, name) for row, name, _ in problems(tmp_path)] == [(2, field)]
+
+    def test_ids_that_name_the_video_or_begin_anew_in_each_file_lose_no_row(self, tmp_path: Path):
+        first = [self.row("What is it?", "A cup.", id=0, video="x.mp4")]
+        first.append(self.row("Is it full?", "No", "And now?", "Yes", id=0, video="x.mp4"))
+        write(tmp_path / "a" / "train.json", first)
+        write(tmp_path / "b" / "train.json", [self.row("What is it?", "A fork.", id=0, video="y.mp4")])
+        write(tmp_path / "c" / "train.json", [self.row("?", "x", video="z.mp4")])
+        write(tmp_path / "d" / "train.json", [self.row("?", "x", video="z.mp4")])  # without any id
+        ids = [sample.sample_id for sample in open_data_set(tmp_path).samples]
+        assert ids == ["0", "a/train:2#0", "a/train:2#1", "b/train:1", "train:1", "d/train:1"]
 
     def test_turns_out_of_order(self, tmp_path: Path):
         turns = [{"from": "gpt", "value": "x"}, {"from": "human", "value": "?"}]

@@ -12,13 +12,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cosmos_reason_node.prompt import question_text
+from cosmos_reason_node.prompt import letter, question_text
 
 from .schema import Sample
 
 TRAINING_SPLITS = ("train", "sft", "rl")
 # Guessing rules, by name.
-RULES = ("random", "most_frequent_answer", "most_frequent_letter", "longest_option", "question_text")
+RULES = (
+    "random",
+    "most_frequent_answer",
+    "most_frequent_letter",
+    "longest_option",
+    "question_text",
+    "source_favourite",
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,10 @@ def _score(
     if form != "free":
         accuracy["random"] = chance
         accuracy["question_text"] = max(chance, _learned(samples, training, _question))
+        if len({sample.provenance.source for sample in samples}) > 1:
+            by_text = _learned(samples, training, _source)
+            by_letter = _learned(samples, training, _source, _letter, _letters) if form == "choice" else 0.0
+            accuracy["source_favourite"] = max(chance, by_text, by_letter)
     answers = Counter(sample.answer for sample in samples).most_common(26)
     return BlindScore(group, form, split, count, chance, accuracy, dict(answers))
 
@@ -95,20 +106,27 @@ def _constant(samples: Sequence[Sample], training: list[Sample], answer: Callabl
 
 
 def _learned(
-    samples: Sequence[Sample], training: list[Sample], condition: Callable[[Sample], object]
+    samples: Sequence[Sample],
+    training: list[Sample],
+    condition: Callable[[Sample], object],
+    answer: Callable[[Sample], str] | None = None,
+    allowed: Callable[[Sample], tuple[str, ...]] | None = None,
 ) -> float:
     """Accuracy of the allowed answer that was right most often under the same ``condition``, else overall.
+
+    Answers are words, those of an option for multiple choice, unless ``answer`` and ``allowed`` say others.
 
     Ties, and where no allowed answer was seen, score the chance of picking the right one. Without training
     samples each is guessed from the others, which puts a balanced set below chance: callers correct that.
     """
+    answer, allowed = answer or _text, allowed or _choices
     counts: dict[object, Counter[str]] = defaultdict(Counter)
     for sample in training or samples:
         for key in (condition(sample), None):
-            counts[key][_text(sample)] += 1
+            counts[key][answer(sample)] += 1
     right = 0.0
     for sample in samples:
-        own, choices = _text(sample), _choices(sample)
+        own, choices = answer(sample), allowed(sample)
         best = list(choices)
         for key in (condition(sample), None):
             seen = {text: counts[key][text] - (not training and text == own) for text in choices}
@@ -121,6 +139,19 @@ def _learned(
 
 def _question(sample: Sample) -> object:
     return question_text(sample.to_query()).casefold(), tuple(sorted(_choices(sample)))
+
+
+def _source(sample: Sample) -> object:
+    """Where it comes from: wording and pictures tell a model that, so a favourite of one source is known."""
+    return sample.provenance.source
+
+
+def _letter(sample: Sample) -> str:
+    return sample.answer
+
+
+def _letters(sample: Sample) -> tuple[str, ...]:
+    return tuple(letter(i) for i in range(len(sample.options)))
 
 
 def _text(sample: Sample) -> str:

@@ -169,7 +169,7 @@ def _duplicates(samples: Sequence[Sample]) -> Iterator[Finding]:
     for group in asked.values():
         if len(group) < 2:
             continue
-        answers = {s.options[s.answer_index] if s.options else s.answer for s in group}
+        answers = {(s.options[s.answer_index] if s.options else s.answer).casefold() for s in group}
         closed = group[0].form != "free"
         if closed and len(answers) > 1:
             what = f"{_ids(group)} ask the same and answer {_words(sorted(answers))}: correct or remove them"

@@ -108,7 +108,8 @@ def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
     report = Report(first.report.rows, first.report.bad_rows, list(first.report.problems))
     samples = [_moved(sample, first.root, root) for sample in first.samples]
     for data in others:
-        name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower()) or "other"
+        name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower())
+        name = name if name[:1].isalnum() else f"other{name}"  # splits begin with a letter or a digit
         report.rows += data.report.rows
         report.bad_rows += data.report.bad_rows
         report.problems += data.report.problems

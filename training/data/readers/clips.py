@@ -89,7 +89,9 @@ class Clips:
     def _archived(self, name: str) -> list[tuple[Path, str]]:
         if self._members is None:
             self._members = {}
-            for path in sorted(p for p in self._folder.iterdir() if archive.is_archive(p)):
+            found = {path for path in self._folder.iterdir() if archive.is_archive(path)}
+            # Of clips.tar.gz and the clips.tar that was made of it, the one of random access.
+            for path in sorted(path for path in found if _unpacked(path) not in found - {path}):
                 try:
                     for member, _ in archive.members(path):
                         if not list(path_errors(member)):
@@ -100,6 +102,15 @@ class Clips:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
+
+
+def _unpacked(path: Path) -> Path:
+    """The plain archive that ``gunzip`` makes of a compressed one, beside it; of others the path itself."""
+    name = path.name
+    for suffix, plain in ((".tar.gz", ".tar"), (".tgz", ".tar")):
+        if name.lower().endswith(suffix):
+            return path.with_name(name[: -len(suffix)] + plain)
+    return path
 
 
 def _add(index: dict[str, list[T]], name: str, found: T) -> None:

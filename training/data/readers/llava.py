@@ -38,13 +38,16 @@ def read(root: Path, report: Report) -> Iterator[Sample]:
         report: gets what is wrong.
     """
     clips = Clips(root, root, report)
+    taken: set[str] = set()
     for path in data_files(root):
         for row, value in json_rows(path, str(path), report):
             try:
-                samples = list(_row_samples(value, row, path, root, clips))
+                name = _name(value, row, path, root, taken)
+                samples = list(_row_samples(value, name, row, path, root, clips))
             except FieldErrors as error:
                 report.bad_row(path, row, error)
                 continue
+            taken.add(name)
             yield from samples
 
 
@@ -52,12 +55,17 @@ def _has_rows(path: Path) -> bool:
     return TURN.search(file_head(path)) is not None
 
 
-def _row_samples(value: Any, row: int, path: Path, root: Path, clips: Clips) -> Iterator[Sample]:
+def _name(value: Any, row: int, path: Path, root: Path, taken: set[str]) -> str:
+    """A row's own id, else file and row: in this layout ids name the video, or begin anew in each file."""
+    given = value.get("id") if isinstance(value, dict) else None
+    name = str(given) if isinstance(given, str | int) and str(given).strip() else f"{path.stem}:{row}"
+    return f"{path.relative_to(root).with_suffix('').as_posix()}:{row}" if name in taken else name
+
+
+def _row_samples(value: Any, name: str, row: int, path: Path, root: Path, clips: Clips) -> Iterator[Sample]:
     turns = _turns(Fields(value))
     media = _media(value, clips)
     _check_placeholders(turns, media)
-    given = value.get("id")
-    name = str(given) if isinstance(given, str | int) and str(given).strip() else f"{path.stem}:{row}"
     starts = [i for i, turn in enumerate(turns) if turn.role == "user"]
     for number, start in enumerate(starts):
         question, options = parse_question(turns[start].text)
