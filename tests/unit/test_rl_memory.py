@@ -171,7 +171,7 @@ def test_a_run_says_what_it_needs_and_does_not_start_where_it_does_not_fit(
         ConfigError, match=r"1 MiB free.*To fit: .*kl_coefficient: 0.*run.check_memory: false"
     ):
         run_inline(config)
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     anyway = dataclasses.replace(config, run=dataclasses.replace(config.run, check_memory=False))
     assert memory.check_memory(anyway, question) == [
         line.replace(line[line.index("; each of") :], "; each of 1 processes has 1 MiB free")
