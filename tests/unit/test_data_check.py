@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import tarfile
@@ -195,6 +196,30 @@ def test_arrays_pictures_and_archives(tmp_path: Path, clips: Path):
     assert found(tmp_path) == [("missing", "c.tar.gz:clips/2.mp4"), ("missing", "gone.png")]
     write_samples(tmp_path, [sample("d", "x", media=(short,))])
     assert found(tmp_path) == [("truncated", "e.npz")]
+
+
+def test_members_of_an_archive_are_read_once_and_in_order(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each step back in a compressed archive is to unpack it anew from its begin."""
+    with tarfile.open(tmp_path / "clips.tar.gz", "w:gz") as out:
+        for i in (2, 0, 1):
+            out.add(clips / f"{i}.mp4", f"{i}.mp4")
+    read = []
+    extract = tarfile.TarFile.extractfile
+
+    def counted(tar: tarfile.TarFile, member: Any) -> Any:
+        read.append(member.name)
+        return extract(tar, member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", counted)
+    units = [Unit("clips.tar.gz", f"{i}.mp4") for i in range(3)]
+    facts = scan(tmp_path, units, 1)
+    assert read == ["2.mp4", "0.mp4", "1.mp4"]
+    for i, unit in enumerate(units):
+        content = (clips / f"{i}.mp4").read_bytes()
+        assert (facts[unit].digest, facts[unit].size) == (hashlib.sha256(content).hexdigest(), len(content))
+        assert facts[unit].fingerprint
 
 
 def test_a_pool_finds_the_same(good: Path):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -227,8 +227,13 @@ def _bounds(part: Video) -> tuple[float, float]:
 
 
 @contextmanager
-def open_video(root: Path, media: Video) -> Iterator[Clip]:
+def open_video(root: Path, media: Video, content: BinaryIO | None = None) -> Iterator[Clip]:
     """Open a video of a data set, in its archive if it lies in one.
+
+    Args:
+        root: the data set's folder.
+        media: the video, and which part of it.
+        content: of the archive's member, where it has been read already.
 
     Raises:
         MediaError: see Clip.
@@ -237,7 +242,7 @@ def open_video(root: Path, media: Video) -> Iterator[Clip]:
     shown = f"{path}:{media.member}" if media.member else str(path)
     source: Any
     if media.member:
-        source = archive.open_member(path, media.member)
+        source = content or archive.open_member(path, media.member)
         head = source.read(8)
         source.seek(0)
         if not head:

@@ -24,6 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import cv2
 
@@ -217,7 +218,9 @@ def _read_unit(root: Path, unit: Unit) -> Facts:
     if _limit_s:
         signal.alarm(_limit_s)  # nobody handles it: it ends the process
     try:
-        digest, size = _digest(root, unit)
+        # Read once: going back in a compressed archive is to unpack all of it up to there again.
+        content = archive.open_member(root / unit.path, unit.member) if unit.member else None
+        digest, size = _digest(root, unit, content)
         suffix = PurePosixPath(unit.member or unit.path).suffix.lower()
         if suffix in ARRAY_SUFFIXES:
             code = _check_array(root / unit.path, unit)
@@ -225,7 +228,7 @@ def _read_unit(root: Path, unit: Unit) -> Facts:
             read_image(root / unit.path)
             code = ()
         else:
-            code = _check_video(root, unit)
+            code = _check_video(root, unit, content)
         return Facts(unit, digest, size, code)
     except MediaError as error:
         return Facts(unit, digest, size, reason=error.reason, message=error.message)
@@ -234,10 +237,10 @@ def _read_unit(root: Path, unit: Unit) -> Facts:
             signal.alarm(0)
 
 
-def _digest(root: Path, unit: Unit) -> tuple[str, int]:
+def _digest(root: Path, unit: Unit, content: BinaryIO | None) -> tuple[str, int]:
     path = root / unit.path
-    if unit.member:
-        data = archive.open_member(path, unit.member).read()
+    if content:
+        data = content.read()
         return hashlib.sha256(data).hexdigest(), len(data)
     check_file(path)
     try:
@@ -255,10 +258,12 @@ def _check_array(path: Path, unit: Unit) -> tuple[int, ...]:
     return fingerprint([array[i] for i in _three(len(array))])
 
 
-def _check_video(root: Path, unit: Unit) -> tuple[int, ...]:
+def _check_video(root: Path, unit: Unit, content: BinaryIO | None) -> tuple[int, ...]:
     from .clip import open_video
 
-    with open_video(root, Video(unit.path, unit.member)) as clip:
+    if content:
+        content.seek(0)
+    with open_video(root, Video(unit.path, unit.member), content) as clip:
         three = _three(len(clip.stamps_ns))
         frames = clip.read(sorted(set(three)), _SPEC)
         code = fingerprint([frames[i] for i in three])
