@@ -16,7 +16,7 @@ import pytest
 from cosmos_reason_node.prompt import suffix
 from cosmos_reason_node.types import Query, QueryKind
 from training.data.problems import DataError, FieldErrors, Report
-from training.data.readers.jsonl import read_samples, sample_from_json, write_samples
+from training.data.readers.jsonl import json_line, read_samples, sample_from_json, write_samples
 from training.data.schema import (
     Frames,
     Grid,
@@ -120,6 +120,15 @@ def test_the_letter_follows_its_option():
     assert turned.options[turned.answer_index] == sample.options[sample.answer_index]
     with pytest.raises(ValueError, match="no order"):
         sample.reordered([0, 0, 1])
+
+
+@pytest.mark.parametrize("field", ["kind", "style"])
+@pytest.mark.parametrize("value", ["", "guess", None, 3])
+def test_a_kind_and_a_style_are_of_the_known_ones(field: str, value: object):
+    row = json.loads(json_line(make_sample())) | {field: value}
+    with pytest.raises(FieldErrors) as raised:
+        sample_from_json(row)
+    assert [name for name, _ in raised.value.errors] == [field]
 
 
 @pytest.mark.parametrize(

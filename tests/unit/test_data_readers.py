@@ -223,6 +223,17 @@ class TestCosmosReason:
         found = {(problem.row, problem.field) for problem in data.report.problems}
         assert found == {(5, "answer"), (6, "answer"), (7, "answer"), (8, "conversations")}
 
+    def test_rows_out_of_tables_have_nulls(self, tmp_path: Path):
+        both = qa("A") | {"answer": None, "correct_answer": "B"}
+        rows = [
+            {"video": "x.mp4", "image": None, "qa_pairs": both, "conversations": None},
+            {"video": None, "image": "x.png", "qa_pairs": qa("A") | {"correct_answer": None}},
+        ]
+        benchmark(tmp_path, rows)
+        first, second = open_data_set(tmp_path).samples
+        assert (first.answer, first.split, second.answer) == ("B", "benchmark", "A")
+        assert second.media[0].paths == ("bridgev2/x.png",)
+
     def test_an_archive_and_its_unpacked_copy_are_one(self, tmp_path: Path):
         """As `gunzip --keep` leaves them; the plain one is of random access."""
         benchmark(tmp_path, [{"video": "clips/x.mp4", "qa_pairs": qa()}])
@@ -283,6 +294,35 @@ class TestLlava:
     def test_bad_rows(self, tmp_path: Path, said: tuple[str, ...], more: dict[str, Any], field: str):
         write(tmp_path / "d" / "x.json", [self.row("?", "fine"), self.row(*said, **more)])
         assert [(row, name) for row, name, _ in problems(tmp_path)] == [(2, field)]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<image>\nWhat is it?\nA. a cup.\nB. a fork.\nPlease provide your answer by stating the letter "
+            "followed by the full option.",
+            "<image>\nWhat is it?\n(A) a cup.\n(B) a fork.\nPlease reply with the letter of the right one",
+            "<image>\nWhat is it?\n\nA) a cup.\n\nB) a fork.\n",
+        ],
+    )
+    def test_options_whatever_is_said_about_how_to_answer(self, tmp_path: Path, text: str):
+        write(tmp_path / "train.json", [self.row(text, "B. a fork.", video="x.mp4")])
+        (sample,) = open_data_set(tmp_path).samples
+        assert (sample.question, sample.options) == ("What is it?", ("a cup.", "a fork."))
+        assert sample.answer == "B"
+
+    def test_a_question_that_asks_to_choose_stays_whole(self, tmp_path: Path):
+        text = "<video>\nThere is a cup and a fork.\nChoose the better option to drink from."
+        write(tmp_path / "train.json", [self.row(text, "The cup.", video="x.mp4")])
+        (sample,) = open_data_set(tmp_path).samples
+        assert sample.question == text.removeprefix("<video>\n")
+
+    def test_a_row_a_line_in_a_file_called_json(self, tmp_path: Path):
+        rows = [self.row("?", text, video="x.mp4") for text in ("one", "two")]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "x.json").write_text("\ufeff" + lines + '{"id": 3, "conv', "utf-8")
+        data = open_data_set(tmp_path, strict=False)
+        assert [sample.answer for sample in data.samples] == ["one", "two"]
+        assert [problem.row for problem in data.report.problems] == [3]
 
     def test_ids_that_name_the_video_or_begin_anew_in_each_file_lose_no_row(self, tmp_path: Path):
         first = [self.row("What is it?", "A cup.", id=0, video="x.mp4")]

@@ -24,6 +24,10 @@ _HOW_TO_ANSWER = (
     re.compile(r"\s*" + re.escape(prompt.OPTIONS_LINE.rstrip(".")) + r"\.?", re.I),
     re.compile(r"\s*(please )?(answer|respond) (with )?(only )?yes or no( only)?\.?\s*\Z", re.I),
 )
+# What LLaVA's data say behind the options, in many words; taken for that only where options stand before it.
+_LETTER_WANTED = re.compile(
+    r"\s*(please )?(answer|respond|reply|provide|select|choose|state|give)\b.*\b(letter|option)s?\b.*", re.I
+)
 _OPTION = re.compile(r"\s*\(?([A-Z])[).:]\s+(\S.*)")
 _OUTPUT = re.compile(
     r"\s*(?:<think>(?P<reasoning>.*?)</think>)?\s*(?:<answer>(?P<tagged>.*?)</answer>|(?P<plain>.*?))\s*\Z",
@@ -38,15 +42,25 @@ def parse_question(text: str) -> tuple[str, tuple[str, ...]]:
     for pattern in _HOW_TO_ANSWER:
         text = pattern.sub("", text)
     lines = text.strip().splitlines()
+    found = _take_options(lines)
+    if not found and lines and _LETTER_WANTED.fullmatch(lines[-1]):
+        found = _take_options(lines[:-1])
+    return found or (text.strip(), ())
+
+
+def _take_options(lines: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """(question, options) where the last lines, blank ones aside, are options from A on; else None."""
     options: list[str] = []
     letters: list[str] = []
-    while lines and (match := _OPTION.fullmatch(lines[-1])):
-        letters.insert(0, match[1])
-        options.insert(0, match[2].strip())
-        lines.pop()
+    rest = list(lines)
+    while rest and ((match := _OPTION.fullmatch(rest[-1])) or not rest[-1].strip()):
+        if match:
+            letters.insert(0, match[1])
+            options.insert(0, match[2].strip())
+        rest.pop()
     if len(options) < 2 or letters != [prompt.letter(i) for i in range(len(options))]:
-        return text.strip(), ()
-    return "\n".join(lines).strip(), tuple(options)
+        return None
+    return "\n".join(rest).strip(), tuple(options)
 
 
 def parse_answer(text: str) -> tuple[str, str]:

@@ -100,6 +100,7 @@ def _has_rows(path: Path) -> bool:
 def _row_samples(
     value: Any, row: int, path: Path, root: Path, clips: Clips
 ) -> Iterator[Sample | FieldErrors]:
+    value = _filled(value)
     fields = Fields(value)
     if fields.errors:
         raise FieldErrors(fields.errors)
@@ -117,6 +118,11 @@ def _row_samples(
             yield _mcq_sample(value, pair, name, row, i if several else -1, path, root, media)
         except FieldErrors as error:
             yield error
+
+
+def _filled(value: Any) -> Any:
+    """An object without its nulls: tables give all rows the fields of any, by both spellings too."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _media(fields: Fields, clips: Clips) -> tuple[Media, ...]:
@@ -137,6 +143,7 @@ def _mcq_sample(
     root: Path,
     media: tuple[Media, ...],
 ) -> Sample:
+    pair = _filled(pair)
     fields = Fields(pair, f"{name}.")
     question = fields.text("question")
     key = "correct_answer" if "correct_answer" in fields and "answer" not in fields else "answer"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ..problems import FieldErrors, Report
 
@@ -121,7 +121,9 @@ def file_head(path: Path) -> bytes:
 
 
 def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON Lines file, or of a JSON file that holds a list; (1-based row, value).
+    """The rows of a JSON Lines file, or of a JSON file that holds a list (or, misnamed, a row a line).
+
+    (1-based row, value).
 
     A line that is no JSON is a bad row; an unreadable file is one problem.
     """
@@ -130,6 +132,11 @@ def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any
             with open(path, "rb") as stream:
                 yield from _lines(stream, shown, report)
             return
+        with open(path, "rb") as stream:
+            if _has_a_row_a_line(stream):
+                stream.seek(0)
+                yield from _lines(stream, shown, report)
+                return
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         report.add(shown, 0, "", f"cannot be read: {error.strerror or error}")
@@ -144,6 +151,18 @@ def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any
         for row, item in enumerate(value, 1):
             report.rows += 1
             yield row, item
+
+
+def _has_a_row_a_line(stream: BinaryIO) -> bool:
+    """Whether the first line is a whole JSON object, and another one begins in the second."""
+    if not stream.read(64).decode("utf-8-sig", "replace").lstrip().startswith("{"):
+        return False  # a list may be one line of gigabytes
+    stream.seek(0)
+    try:
+        json.loads(stream.readline().decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return stream.read(1) == b"{"
 
 
 def _lines(stream: Any, shown: str, report: Report) -> Iterator[tuple[int, Any]]:

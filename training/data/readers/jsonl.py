@@ -191,10 +191,11 @@ def _provenance(fields: Fields) -> Provenance:
 
 
 def _choice(fields: Fields, name: str, kinds: type[enum.Enum], default: enum.Enum | None) -> Any:
+    noted = len(fields.errors)
     value = fields.text(name) if default is None else fields.text(name, default.value)
     known = [kind.value for kind in kinds]
     if value not in known:
-        if value:
+        if len(fields.errors) == noted:  # it is there, and a text
             fields.error(name, f"{value!r} is none of {', '.join(known)}")
         return None
     return kinds(value)
