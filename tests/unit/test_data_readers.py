@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cosmos_reason_node.vision.patchify import PatchSpec
 from tests.unit.video_files import steady, write_video
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError
-from training.data.readers import open_data_set
+from training.data.readers import lerobot, open_data_set
 from training.data.schema import QuestionKind, Style, Video
 
 SPEC = WindowSpec(250_000_000, 8, PatchSpec(), frame_size=(28, 28))
@@ -441,6 +442,34 @@ class TestLeRobot:
         if version == "version_2":
             assert {sample.licence for sample in samples.values()} == {"apache-2.0"}
 
+    def test_a_file_of_many_episodes_is_gone_through_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Not once an episode: files of a million rows hold thousands of episodes."""
+        self.version_3(tmp_path)
+        walks = 0
+
+        class Column(list[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                nonlocal walks
+                walks += 1
+                return super().__iter__()
+
+        class Table:
+            def __init__(self, inner: Any) -> None:
+                self.inner = inner
+
+            def to_pydict(self) -> dict[str, Any]:
+                return {name: Column(values) for name, values in self.inner.to_pydict().items()}
+
+            def to_pylist(self) -> Any:
+                return self.inner.to_pylist()
+
+        parquet = lerobot._parquet
+        monkeypatch.setattr(lerobot, "_parquet", lambda *given: Table(parquet(*given)))
+        assert len(open_data_set(tmp_path).samples) == 8
+        assert walks == 1
+
     def test_broken_episodes_are_named(self, tmp_path: Path):
         self.version_2(tmp_path)
         (tmp_path / "data/chunk-000/episode_000000.parquet").write_bytes(b"PAR1 torn")
@@ -491,7 +520,7 @@ import sys
 from pathlib import Path
 sys.modules |= dict.fromkeys(["av", "pyarrow", "rosbags", "mcap", "rclpy", "mujoco"])
 from training.data import media
-from training.data.readers import open_data_set
+from training.data.readers import lerobot, open_data_set
 print(len(open_data_set(Path({str(tmp_path)!r})).samples))
 """
     done = subprocess.run(

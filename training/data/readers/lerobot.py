@@ -78,13 +78,13 @@ def read(root: Path, report: Report) -> Iterator[Sample]:
         _note(report, root / INFO, 0, error)
         return
     licence = _licence(root)
-    table: tuple[str, dict[str, list[Any]]] = ("", {})
+    table: tuple[str, dict[int, dict[str, list[Any]]]] = ("", {})
     for row, value in _episode_rows(root, info, report):
         try:
             episode = _episode(value, info)
             if table[0] != episode.data_file:
                 table = episode.data_file, _read_table(root / episode.data_file)
-            recorded = _of_episode(table[1], episode.index)
+            recorded = table[1].get(episode.index, {})
             samples = list(_samples(episode, recorded, subtasks, info, root, licence))
         except (FieldErrors, *_ERRORS) as error:
             _note(report, root / "meta" / "episodes", row, error)
@@ -199,14 +199,16 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Any:
     return pyarrow.parquet.read_table(path, columns=names)
 
 
-def _read_table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a data file that say something about time and outcome."""
-    return _parquet(path, ("episode_index", "timestamp", _SUCCESS, _SUBTASK).__contains__).to_pydict()
-
-
-def _of_episode(table: dict[str, list[Any]], index: int) -> dict[str, list[Any]]:
-    rows = [i for i, value in enumerate(table["episode_index"]) if value == index]
-    return {name: [_scalar(values[i]) for i in rows] for name, values in table.items()}
+def _read_table(path: Path) -> dict[int, dict[str, list[Any]]]:
+    """The columns of a data file that say something about time and outcome, by episode."""
+    table = _parquet(path, ("episode_index", "timestamp", _SUCCESS, _SUBTASK).__contains__).to_pydict()
+    rows: dict[int, list[int]] = {}
+    for row, index in enumerate(table["episode_index"]):  # once: a file may hold thousands of episodes
+        rows.setdefault(index, []).append(row)
+    return {
+        index: {name: [_scalar(values[row]) for row in own] for name, values in table.items()}
+        for index, own in rows.items()
+    }
 
 
 def _scalar(value: Any) -> Any:
