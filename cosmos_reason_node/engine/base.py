@@ -51,7 +51,7 @@ class Request:
             depend on the branches beside it. () = none.
         option_orders: ask queries with options under this many orders (rotations) of them, at most as many as
             there are options, and average the options' probabilities, so that no place in the list is
-            favoured. Reasoning and text are those of the first order.
+            favoured. Reasoning and text are those of the first order. Not of ``free`` texts.
         min_tokens: of a ``free`` text before it may end.
     """
 

@@ -212,12 +212,12 @@ class Batch:
             writing.prefilled = writing.prefilled or now
             if writing.draft is not None:
                 writing.draft.learn(len(guess), said.right)
-        for writing, said in zip(rows, says, strict=True):
+        failures = [isinstance(said.events[-1], Failed) for said in says]
+        if any(failures):
+            self._wipe([writing for writing, failed in zip(rows, failures, strict=True) if failed])
+        for writing, said, failed in zip(rows, says, failures, strict=True):
             if writing not in self._rows:
                 continue  # another order of its options failed just now
-            failed = isinstance(said.events[-1], Failed)
-            if failed:
-                self._regions.wipe(self._rows.index(writing))
             if failed or writing.grammar.done:
                 self._vacate(writing)
             for event in said.events:
@@ -225,6 +225,17 @@ class Batch:
             if writing.grammar.done:
                 self._keep(writing)
                 writing.end(writing)
+
+    def _wipe(self, rows: list[Writing]) -> None:
+        """Leave nothing behind that is not finite: a masked place is multiplied by zero, and stays NaN.
+
+        Before any row is vacated, for then the last one moves, and what it held stays where it was.
+        """
+        assert self._regions is not None
+        for writing in rows:
+            self._regions.wipe(self._rows.index(writing))
+        if self._slot is not None:
+            self._machine.prefixes.discard(self._slot)
 
     def _may_run_ahead(self, rows: list[Writing]) -> bool:
         """Whether every row of the batch feeds one token and may choose any next."""

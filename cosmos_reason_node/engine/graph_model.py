@@ -269,6 +269,7 @@ class GraphDecoder:
         rows = _bucket(count, self._sizes.max_rows)
         angles = at * self._frequencies
         self._embeds[:count] = embedded
+        self._embeds[count:rows] = 0  # what a call before left there may not be finite
         self._cosines[:count] = angles.cos().repeat(1, 2)
         self._sines[:count] = angles.sin().repeat(1, 2)
         held, own_rows = prefix.capacity, own.shape[2]

@@ -167,8 +167,13 @@ class PrefixPool:
             self._slots.remove(slot)
             self._slots.append(slot)
         idle = [slot for slot in self._slots if not slot.users]
-        for old in idle[: len(idle) - self._keep]:
+        for old in idle[: max(0, len(idle) - self._keep)]:
             self._slots.remove(old)
+
+    def discard(self, slot: Slot) -> None:
+        """Do not keep a prefix once its users are through: what it holds is not to be used again."""
+        if slot in self._slots:
+            self._slots.remove(slot)
 
     def forget(self) -> None:
         """Drop everything: the weights have changed. Who uses a prefix keeps it."""

@@ -120,7 +120,8 @@ class Run:
 
     def _writings(self, index: int, query: Query) -> list[Writing]:
         """Check one query against the model's bounds and make its branches."""
-        orders = max(1, min(self._request.option_orders, len(query.options)))
+        wanted = 1 if self._request.free else self._request.option_orders  # a raw text has no probabilities
+        orders = max(1, min(wanted, len(query.options)))
         turned = [query.options[order:] + query.options[:order] for order in range(orders)]
         return [self._writing(index, dataclasses.replace(query, options=options)) for options in turned]
 

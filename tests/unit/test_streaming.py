@@ -393,3 +393,45 @@ def test_any_interleaving_ends_every_branch_once_with_its_own_answer(model, stre
         assert closed or {event.branch for event in last} >= set(range(len(asked))) - dropped
         for event in last:
             assert event.answer.token_ids == alone[first, asked[event.branch]]
+
+
+def test_every_camera_keeps_its_prefix(model):
+    engine = new_engine(model)
+    asked = [
+        Request("r", (tiny_model.window(camera=camera, seed=seed),), (YES_NO,))
+        for seed, camera in enumerate(("front", "left", "right"))
+    ]
+    for request in (*asked, *asked):
+        before = engine.statistics.prefix_tokens_read
+        ends(engine.answer(request))
+    assert engine.statistics.prefix_tokens_read == before  # the same window again: nothing is read
+    for request in asked:
+        ends(engine.answer(request))
+    assert engine.statistics.prefix_tokens_read == before
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_what_is_not_finite_stays_with_the_window_that_it_came_from(model, monkeypatch, run_ahead):
+    """Places that a later request masks are multiplied by zero: a NaN left there would be its answer's."""
+    engine = new_engine(model, run_ahead=run_ahead, drafts=False)
+    questions = tuple(
+        ask(question) for question in ("What moves?", "Is it open, and if so how far?", "Where?")
+    )
+    encode = type(model).visual_features
+    monkeypatch.setattr(type(model), "visual_features", lambda *given: encode(*given) * float("nan"))
+    failed = ends(engine.answer(Request("bad", (tiny_model.window(frames=6),), (*questions, OPTIONS))))
+    assert {event.error_code for event in failed.values()} == {ErrorCode.ENGINE_FAILED}
+    monkeypatch.undo()
+    good = Request("good", (tiny_model.window(seed=1),), questions, free=True, min_tokens=12)
+    said = {branch: event.answer.token_ids for branch, event in ends(engine.answer(good)).items()}
+    fresh = ends(new_engine(model, run_ahead=run_ahead, drafts=False).answer(good))
+    assert said == {branch: event.answer.token_ids for branch, event in fresh.items()}
+
+
+def test_a_free_text_is_asked_for_in_one_order(model):
+    request = Request("r", (tiny_model.window(),), (OPTIONS,), free=True, min_tokens=8)
+    once, turned = (
+        ends(new_engine(model).answer(dataclasses.replace(request, option_orders=orders)))[0].answer
+        for orders in (1, 3)
+    )
+    assert turned == once
