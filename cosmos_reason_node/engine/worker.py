@@ -13,6 +13,7 @@ the end of the socket, or by the kernel's signal when the host is killed in the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -250,23 +251,44 @@ def serve(spec: EngineSpec, connection: socket.socket) -> int:
     threading.Thread(
         target=_receive, args=(connection, inbox, seen, loaded), name="receive", daemon=True
     ).start()
+    engine = _load(spec, connection)
+    if engine is None:
+        return 1
+    loaded.set()
     try:
-        engine = load_engine(spec)
-        loaded.set()
         send(connection, Ready(engine.info, engine.max_prompt_tokens))
         Worker(engine, connection, inbox, seen, spec.max_active).run()
         engine.close()
     except OSError:
         return 0  # the host is gone
-    except CosmosReasonError as error:
-        send(connection, Unusable(error.code, error.message))
-        return 1
     except Exception as error:
-        traceback.print_exc()
-        message = f"the engine raised {type(error).__name__}: {error}"
-        send(connection, Unusable(ErrorCode.ENGINE_FAILED, message))
-        return 1
+        return _give_up(connection, error)
     return 0
+
+
+def _load(spec: EngineSpec, connection: socket.socket) -> Engine | None:
+    """The engine; None when it cannot be had, and the host knows why.
+
+    Apart from serving, where an OSError means that the host is gone: here it is a file or a library that
+    cannot be read.
+    """
+    try:
+        return load_engine(spec)
+    except Exception as error:
+        _give_up(connection, error)
+        return None
+
+
+def _give_up(connection: socket.socket, error: Exception) -> int:
+    """Tell the host why this process ends; its exit code."""
+    if isinstance(error, CosmosReasonError):
+        end = Unusable(error.code, error.message)
+    else:
+        traceback.print_exception(error)
+        end = Unusable(ErrorCode.ENGINE_FAILED, f"the engine raised {type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):  # it may be gone by now
+        send(connection, end)
+    return 1
 
 
 def _receive(
@@ -288,9 +310,9 @@ def _receive(
             if isinstance(message, Stop) and not loaded.is_set():
                 os._exit(0)  # nothing to close yet, and loading cannot be interrupted otherwise
             if isinstance(message, Observe):
-                wakes = not seen
                 seen.append(message.window)
-                if not wakes:
+                # Looked at afterwards: what was there may have been taken in between.
+                if len(seen) > 1:
                     continue
                 message = Observe(_NOTHING)  # the inbox is not bounded: it holds no frames twice
             inbox.put(message)
