@@ -25,7 +25,7 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: the single file, or the shards that the index names.
 
     Raises:
-        CosmosReasonError: MODEL_INVALID when there are none or one of the index is missing.
+        CosmosReasonError: MODEL_INVALID when there are none or two sets, or one of the index is missing.
     """
     if (directory / INDEX).exists():
         names = read_json(directory / INDEX).get("weight_map")
@@ -40,6 +40,13 @@ def weight_files(directory: Path) -> list[Path]:
             raise invalid(
                 directory,
                 f"{len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:8])}",
+            )
+        if SINGLE not in shards and (directory / SINGLE).is_file():
+            # transformers would load the one, the digest and the checks would be of the others
+            raise invalid(
+                directory,
+                f"it holds two sets of weights, {SINGLE} and the {len(shards)} files of {INDEX}: delete the "
+                "one that is not meant",
             )
         return [directory / name for name in shards]
     if (directory / SINGLE).is_file():

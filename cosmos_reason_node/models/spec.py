@@ -120,12 +120,9 @@ def read_model_spec(model_dir: str | Path) -> ModelSpec:
             "Hugging Face layout",
         )
     config = read_json(directory / CONFIG)
-    if ARCHITECTURE not in (config.get("architectures") or [ARCHITECTURE]) or config.get(
-        "model_type"
-    ) not in (
-        "qwen2_5_vl",
-        None,
-    ):
+    named = config.get("architectures") or [ARCHITECTURE]
+    is_ours = isinstance(named, list) and ARCHITECTURE in named
+    if not is_ours or config.get("model_type") not in ("qwen2_5_vl", None):
         raise invalid(
             directory / CONFIG,
             f"the architecture is {config.get('architectures') or config.get('model_type')}, "
@@ -135,7 +132,7 @@ def read_model_spec(model_dir: str | Path) -> ModelSpec:
     own = read_json(directory / OWN) if (directory / OWN).exists() else {}
     try:
         spec = _build(directory.resolve().name, config, preprocessor, own)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise invalid(directory, f"{CONFIG}, {PREPROCESSOR} or {OWN}: {reason}") from error
     return spec
@@ -176,6 +173,15 @@ def _build(
         mean=_channels(preprocessor.get("image_mean", CLIP_MEAN)),
         std=_channels(preprocessor.get("image_std", CLIP_STD)),
     )
+    if min(patches.patch, patches.temporal_patch, patches.merge) < 1:
+        raise ValueError(
+            "patch_size, temporal_patch_size and spatial_merge_size must be at least 1, not "
+            f"{patches.patch}, {patches.temporal_patch} and {patches.merge}"
+        )
+    if not all(map(math.isfinite, (*patches.mean, *patches.std))) or min(patches.std) <= 0:
+        raise ValueError(
+            f"image_mean must be finite and image_std above 0, not {patches.mean} and {patches.std}"
+        )
     spec = ModelSpec(
         model_id=model_id,
         patches=patches,
@@ -191,6 +197,10 @@ def _build(
     )
     if not 2 <= spec.window_frames <= MAX_WINDOW_FRAMES or spec.window_frames % patches.temporal_patch:
         raise ValueError(f"window_frames must be even, 2 to {MAX_WINDOW_FRAMES}, not {spec.window_frames}")
+    if not (math.isfinite(spec.tokens_per_second) and spec.tokens_per_second >= 0):
+        raise ValueError(f"tokens_per_second must be 0 or more, not {spec.tokens_per_second}")
+    if spec.max_position < 1:
+        raise ValueError(f"max_position_embeddings must be at least 1, not {spec.max_position}")
     if not 0.1 <= spec.fps <= 60:
         raise ValueError(f"fps must be between 0.1 and 60, not {spec.fps}")
     if spec.max_pixels < patches.factor**2:

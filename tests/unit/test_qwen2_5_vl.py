@@ -197,6 +197,45 @@ def test_index_may_not_leave_the_directory(copy):
     assert "beside it" in load_error(copy).message
 
 
+def test_two_sets_of_weights_are_refused(tmp_path, directory):
+    """transformers loads the single file, whatever the index says: the digest would be of the other one."""
+    sharded = tiny_model.write(tmp_path / "sharded", shards="200KB")
+    shutil.copy(directory / SINGLE, sharded / SINGLE)
+    error = load_error(sharded)
+    assert error.code is ErrorCode.MODEL_INVALID
+    assert "two sets of weights" in error.message
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("config.json", lambda c: c.update(architectures=7), "architecture"),
+        ("config.json", lambda c: c["vision_config"].update(patch_size=0), "patch_size"),
+        ("config.json", lambda c: c["vision_config"].update(temporal_patch_size=0), "temporal_patch_size"),
+        ("config.json", lambda c: c["vision_config"].update(spatial_merge_size=-2), "spatial_merge_size"),
+        (
+            "config.json",
+            lambda c: c["vision_config"].update(tokens_per_second=float("nan")),
+            "tokens_per_sec",
+        ),
+        ("config.json", lambda c: c["text_config"].update(max_position_embeddings=0), "max_position"),
+        ("config.json", lambda c: c.update(vision_config=["patch_size"]), "config.json"),
+        ("preprocessor_config.json", lambda c: c.update(image_std=[0.0, 0.0, 0.0]), "image_std"),
+        ("preprocessor_config.json", lambda c: c.update(image_std=[1, 1, float("inf")]), "image_std"),
+        ("preprocessor_config.json", lambda c: c.update(image_mean=["x", 1, 1]), "preprocessor_config"),
+        ("cosmos_reason.json", lambda c: c.update(window_frames=float("inf")), "cosmos_reason.json"),
+    ],
+)
+def test_absurd_descriptions_are_refused_by_name(copy, file, change, reason):
+    if not (copy / file).exists():
+        (copy / file).write_text("{}")
+    edit(copy / file, change)
+    with pytest.raises(CosmosReasonError) as caught:
+        read_model_spec(copy)
+    assert caught.value.code is ErrorCode.MODEL_INVALID
+    assert reason in caught.value.message
+
+
 def test_wrong_architecture(copy):
     edit(copy / "config.json", lambda c: c.update(architectures=["LlamaForCausalLM"], model_type="llama"))
     assert "LlamaForCausalLM" in load_error(copy).message
