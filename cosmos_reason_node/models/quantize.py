@@ -8,12 +8,13 @@ quantisation harms most.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import CosmosReasonError, ErrorCode
 
 QUANTIZATIONS = ("none", "int8", "int4")
-_GROUP = 128  # weights that share a scale, int4
+_GROUPS = (128, 64, 32)  # weights that share a scale, int4: what torch's own kernel takes
 
 
 def quantize(network: Any, kind: str) -> None:
@@ -45,5 +46,30 @@ def quantize(network: Any, kind: str) -> None:
             ErrorCode.NOT_AVAILABLE,
             f"quantize {kind} needs torchao ({error}): pip install -r requirements/quantize.txt",
         ) from error
-    config = Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=_GROUP)
-    quantize_(network.model.language_model.layers, config)
+    layers = network.model.language_model.layers
+    if kind == "int8":
+        quantize_(layers, Int8WeightOnlyConfig())
+        return
+    group = int4_group(module.in_features for module in layers.modules() if hasattr(module, "in_features"))
+    # The packing of torch's own kernel: torchao's default one needs another library (mslk).
+    quantize_(layers, Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d"))
+
+
+def int4_group(widths: Iterable[int]) -> int:
+    """Weights that share a scale: torchao passes over layers whose width is no multiple, without a word.
+
+    Args:
+        widths: inputs of each layer.
+
+    Raises:
+        CosmosReasonError: NOT_AVAILABLE, no group suits all.
+    """
+    widths = set(widths)
+    for group in _GROUPS:
+        if not any(width % group for width in widths):
+            return group
+    raise CosmosReasonError(
+        ErrorCode.NOT_AVAILABLE,
+        f"int4 needs layers whose widths are multiples of {_GROUPS[-1]}, not {sorted(widths)}: take int8 or "
+        "none",
+    )

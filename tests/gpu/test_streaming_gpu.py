@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 import torch
 
-from cosmos_reason_node.engine.base import Done, Request, Sampling
+from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling, Token
+from cosmos_reason_node.engine.loading import load_engine
+from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.models.quantize import quantize
@@ -64,8 +66,43 @@ def test_a_decode_step_does_not_wait_for_the_device(directory):
 
 
 def test_eight_bit_weights_answer(directory):
-    """int4 wants widths that are multiples of its group; the tiny model's are not."""
     pytest.importorskip("torchao")
     model = qwen2_5_vl.load(directory)
     quantize(model.network, "int8")
     assert answers(TorchEngine(model, min_confidence=0.0, kept_pairs=8), 0)
+
+
+def test_four_bit_weights_are_in_every_layer_and_answer(directory):
+    pytest.importorskip("torchao")
+    model = qwen2_5_vl.load(directory)
+    quantize(model.network, "int4")
+    layers = model.network.model.language_model.layers
+    linear = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+    assert {type(module.weight).__name__ for module in linear} == {"Int4TilePackedTo4dTensor"}
+    assert answers(TorchEngine(model, min_confidence=0.0, kept_pairs=8), 0)
+
+
+def test_what_is_not_finite_stays_with_its_window(directory, monkeypatch):
+    model = qwen2_5_vl.load(directory, "cuda", "float32")
+    engine = TorchEngine(model, min_confidence=0.0, kept_pairs=8)
+    encode = type(model).visual_features
+    monkeypatch.setattr(type(model), "visual_features", lambda *given: encode(*given) * float("nan"))
+    bad = Request("bad", (tiny_model.window(frames=8, seed=3),), QUERIES)
+    assert all(isinstance(event, (Failed, Token)) for event in engine.answer(bad))
+    monkeypatch.undo()
+    assert answers(engine, 0) == answers(TorchEngine(model, min_confidence=0.0, kept_pairs=8), 0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_than_the_first_gpu_says_the_same(directory):
+    said = []
+    try:
+        for device in ("cuda:0", "cuda:1"):
+            engine = load_engine(
+                EngineSpec(str(directory), device=device, dtype="float32", min_confidence=0.0)
+            )
+            said.append(answers(engine, 0))
+            engine.close()
+    finally:
+        torch.cuda.set_device(0)
+    assert said[0] == said[1]

@@ -6,7 +6,7 @@ import torch
 
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models.decoder import Decoder
-from cosmos_reason_node.models.quantize import quantize
+from cosmos_reason_node.models.quantize import int4_group, quantize
 from tests import tiny_model
 
 
@@ -42,4 +42,13 @@ def test_none_changes_nothing_and_nonsense_is_refused(network):
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     with pytest.raises(CosmosReasonError, match="CUDA") as caught:
         quantize(network, "int4")
+    assert caught.value.code is ErrorCode.NOT_AVAILABLE
+
+
+def test_weights_of_every_layer_fall_into_groups():
+    """torchao leaves layers of another width as they are, and says nothing."""
+    assert int4_group([3584, 18944]) == 128
+    assert int4_group([192, 512]) == 64
+    with pytest.raises(CosmosReasonError, match=r"multiples of 32, not \[48, 64\]") as caught:
+        int4_group([64, 48])
     assert caught.value.code is ErrorCode.NOT_AVAILABLE
