@@ -17,6 +17,7 @@ import torch
 from .. import prompt
 from ..errors import CosmosReasonError, ErrorCode
 from ..models.mrope import MropeTime
+from ..models.qwen2_5_vl import parse_device
 from ..models.spec import ModelSpec
 from ..types import ModelInfo, Window
 from ..vision.patchify import patchify
@@ -43,7 +44,7 @@ def load_graph_engine(spec: EngineSpec, directory: Path, model: ModelSpec) -> Gr
     """
     manifest = read_manifest(directory)
     check_model(manifest, model)
-    device = torch.device(
+    device = parse_device(
         ("cpu" if spec.kind == "onnx" else "cuda") if spec.device == "auto" else spec.device
     )
     described = [name for name in manifest.files if not name.endswith((".onnx", ".onnx.data", ".engine"))]
@@ -62,7 +63,7 @@ def load_graph_engine(spec: EngineSpec, directory: Path, model: ModelSpec) -> Gr
         require_cuda(device)
         check_files(directory, manifest, [*described, *(engine_name(part) for part in PARTS)])
         executor = TensorRtExecutor(directory, manifest, device)
-    pairs = model.window_frames // model.patches.temporal_patch
+    pairs = (spec.window_frames or model.window_frames) // model.patches.temporal_patch
     mrope_time: Any = spec.mrope_time
     return GraphEngine(
         directory,

@@ -46,12 +46,25 @@ def load_engine(spec: EngineSpec) -> Engine:
         CosmosReasonError: with what to do.
     """
     try:
-        return _load(spec)
+        return _load_in_memory(spec)
     except CosmosReasonError as error:
         if not spec.fallback_dir or spec.kind == "torch":
             raise
         _log.warning("engine %s: %s. Falling back to torch on %s", spec.kind, error, spec.fallback_dir)
-        return _load(dataclasses.replace(spec, kind="torch", model_dir=spec.fallback_dir))
+        return _load_in_memory(dataclasses.replace(spec, kind="torch", model_dir=spec.fallback_dir))
+
+
+def _load_in_memory(spec: EngineSpec) -> Engine:
+    """``_load``; want of memory is told apart from other faults, because it may pass."""
+    try:
+        return _load(spec)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise CosmosReasonError(
+                ErrorCode.OUT_OF_MEMORY,
+                f"there is too little free memory for {spec.model_dir} on device {spec.device}: {error}",
+            ) from error
+        raise
 
 
 def _load(spec: EngineSpec) -> Engine:
@@ -74,12 +87,18 @@ def _load(spec: EngineSpec) -> Engine:
         return RemoteEngine(spec, model_spec)  # its first request is its self-test: a server may be down now
     import torch
 
+    from ..models import qwen2_5_vl
+    from .torch import TorchEngine
+
+    if spec.kind != "onnx" and torch.cuda.is_available():
+        device = qwen2_5_vl.choose_device(spec.device)
+        if device.type == "cuda" and device.index is not None:
+            # Streams, events, captured graphs and TensorRT belong to the current device.
+            torch.cuda.set_device(device)
     torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    engine: Engine
+    engine: TorchEngine
     if spec.kind == "torch":
-        from ..models import qwen2_5_vl
         from ..models.quantize import quantize
-        from .torch import TorchEngine
 
         model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
         quantize(model.network, spec.quantize)
@@ -100,6 +119,7 @@ def _load(spec: EngineSpec) -> Engine:
     frames = model_spec.window_frames if spec.warm_up else model_spec.patches.temporal_patch
     height, width = model_spec.frame_size_for(*_CAMERA_SIZE)
     _self_test(engine, black_window(frames, height, width, model_spec.fps))
+    engine.forget()  # no camera has that name: its keys and values would be held for nothing
     return engine
 
 

@@ -178,18 +178,23 @@ def choose_device(name: str) -> torch.device:
     """The torch device of a setting; INVALID_REQUEST when this machine does not have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CosmosReasonError(
-            ErrorCode.INVALID_REQUEST, f"device must be auto, cpu, cuda or cuda:N, not {name!r}"
-        ) from error
+    device = parse_device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CosmosReasonError(
             ErrorCode.INVALID_REQUEST,
             f"there is no device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; take cpu",
         )
     return device
+
+
+def parse_device(name: str) -> torch.device:
+    """The torch device of that name; INVALID_REQUEST when it is none."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST, f"device must be auto, cpu, cuda or cuda:N, not {name!r}"
+        ) from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

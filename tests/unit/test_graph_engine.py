@@ -244,3 +244,40 @@ def test_without_a_gpu_tensorrt_is_refused_or_torch_taken_when_told(monkeypatch)
 
 def test_a_folder_is_a_model_directory_with_its_frame_size():
     assert read_model_spec(exported()).frame_size == (112, 112)
+
+
+def test_what_is_not_finite_stays_with_the_window_that_it_came_from(tmp_path):
+    """Graphs see whole buffers: a NaN that is left in one would be in every later answer."""
+
+    class Overflows(OnnxExecutor):
+        on = True
+
+        def run(self, part, inputs, outputs):
+            super().run(part, inputs, outputs)
+            if part == "vision" and self.on:
+                outputs["features"].fill_(float("nan"))
+
+    executor = Overflows(exported(), read_manifest(exported()))
+    engine = onnx_engine(exported(), executor)
+    events = list(engine.answer(asked(*QUERIES, windows=(window(0, 16),))))
+    assert {event.error_code for event in events if isinstance(event, Failed)} == {ErrorCode.ENGINE_FAILED}
+    executor.on = False
+    request = asked(*QUERIES, windows=(window(20, 4),))
+    assert same(answers(engine, request), answers(onnx_engine(exported()), request))
+
+
+def test_features_of_windows_longer_than_the_models_are_kept():
+    long = 80
+    engine = load_engine(
+        EngineSpec(str(exported()), kind="onnx", warm_up=False, threads=1, window_frames=long)
+    )
+    answers(engine, asked(OPTIONS, windows=(window(0, long),)))
+    before = engine.statistics.vision_misses
+    answers(engine, asked(OPTIONS, windows=(window(2, long),)))
+    assert engine.statistics.vision_misses == before + 1
+
+
+def test_a_device_that_is_none_is_named():
+    with pytest.raises(CosmosReasonError, match="device must be") as refused:
+        load_engine(EngineSpec(str(exported()), kind="onnx", device="gpu0", warm_up=False))
+    assert refused.value.code == ErrorCode.INVALID_REQUEST

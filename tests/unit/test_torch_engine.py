@@ -10,8 +10,10 @@ import torch
 from cosmos_reason_node import decision, prompt
 from cosmos_reason_node.engine.base import Done, Engine, Failed, Request, Sampling, Token
 from cosmos_reason_node.engine.grammar import YES_NO, Branch, ChoiceStep
+from cosmos_reason_node.engine.loading import load_engine
+from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.engine.torch import TorchEngine
-from cosmos_reason_node.errors import ErrorCode
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Query, QueryKind, Verdict
 from cosmos_reason_node.vision.patchify import patchify
@@ -306,3 +308,23 @@ def test_info_and_close(model):
     engine.close()
     engine.close()
     assert failure(engine, FREE) is ErrorCode.ENGINE_NOT_READY
+
+
+def test_nothing_of_the_self_test_is_kept(tmp_path):
+    engine = load_engine(EngineSpec(str(tiny_model.write(tmp_path / "tiny")), device="cpu", threads=1))
+    assert engine.statistics.vision_bytes == engine.machine.prefixes.nbytes == 0
+    assert isinstance(answers(engine, request(FREE))[0], Done)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_for_a_model_is_told_apart(tmp_path, monkeypatch, error):
+    """The host tries again after it, and after nothing else that a load fails of."""
+    directory = tiny_model.write(tmp_path / "tiny")
+
+    def load(*_):
+        raise error
+
+    monkeypatch.setattr(qwen2_5_vl, "load", load)
+    with pytest.raises(CosmosReasonError, match="too little free memory") as caught:
+        load_engine(EngineSpec(str(directory), device="cpu", threads=1))
+    assert caught.value.code is ErrorCode.OUT_OF_MEMORY
