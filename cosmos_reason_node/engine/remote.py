@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import simplejpeg
@@ -86,6 +86,7 @@ class RemoteEngine:
         self.spec, self.model, self.stall_s = spec, model, stall_s
         self.address = parts
         self._served = spec.remote_model
+        self._asking = threading.Lock()  # for the model's name
         self._closed = False
 
     @property
@@ -114,13 +115,18 @@ class RemoteEngine:
         try:
             if self._closed:
                 raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "the engine is closed")
+            if len(request.branch_seeds) not in (0, len(request.queries)):
+                raise CosmosReasonError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"give a seed for each of the {len(request.queries)} queries or none, not "
+                    f"{len(request.branch_seeds)}",
+                )
             media = [part for window in request.windows for part in self._parts(window)]
             visual = sum(self._visual_tokens(window) for window in request.windows)
-            name = self._name()
             for index, query in enumerate(request.queries):
                 try:
                     prompt.check_query(query)
-                    call = _Call(self, index, query, request, media, visual, name)
+                    call = _Call(self, index, query, request, media, visual)
                 except CosmosReasonError as error:
                     yield Failed(index, error.code, error.message)
                     continue
@@ -167,30 +173,43 @@ class RemoteEngine:
         """``text`` without the key, which some servers echo."""
         return text.replace(self.key, "[key]") if self.key else text
 
-    def _name(self) -> str:
-        """The model's name on the server; asked for once."""
-        if not self._served:
-            connection = self.connect()
-            try:
-                connection.request("GET", self.path("models"), headers=self.headers())
-                reply = connection.getresponse()
-                body = reply.read(_MAX_LINE)
-                if reply.status != 200:
-                    raise refusal(self, reply.status, body)
-                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (OSError, http.client.HTTPException) as error:
-                raise unreachable(self, error) from error
-            except (ValueError, KeyError, TypeError) as error:
-                raise failed(f"the server lists no models ({error}): name one with remote_model") from error
-            finally:
-                connection.close()
-            if len(names) != 1:
-                raise CosmosReasonError(
-                    ErrorCode.INVALID_REQUEST,
-                    f"the server has {len(names)} models: name one with remote_model",
-                )
-            self._served = names[0]
-        return self._served
+    def name(self, opened: Callable[[http.client.HTTPConnection], bool]) -> str:
+        """The model's name on the server; asked for once. Blocks.
+
+        Args:
+            opened: connects, so that who waits can hang up; false when nobody wants to know any more.
+
+        Raises:
+            CosmosReasonError: it cannot be told.
+        """
+        with self._asking:
+            if not self._served:
+                self._served = self._asked_name(opened)
+            return self._served
+
+    def _asked_name(self, opened: Callable[[http.client.HTTPConnection], bool]) -> str:
+        connection = self.connect()
+        try:
+            if not opened(connection):
+                raise CosmosReasonError(ErrorCode.CANCELED, "canceled")
+            connection.request("GET", self.path("models"), headers=self.headers())
+            reply = connection.getresponse()
+            body = reply.read(_MAX_LINE)
+            if reply.status != 200:
+                raise refusal(self, reply.status, body)
+            names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+        except (OSError, http.client.HTTPException) as error:
+            raise unreachable(self, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise failed(f"the server lists no models ({error}): name one with remote_model") from error
+        finally:
+            connection.close()
+        if len(names) != 1:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"the server has {len(names)} models: name one with remote_model",
+            )
+        return names[0]
 
     def _parts(self, window: Window) -> list[dict[str, Any]]:
         """A window as content of a chat message."""
@@ -231,7 +250,6 @@ class _Call:
         request: Request,
         media: Sequence[dict[str, Any]],
         visual: int,
-        name: str,
     ) -> None:
         self.index, self.started, self._engine = index, time.monotonic(), engine
         think = query.think_tokens if query.think_tokens >= 0 else engine.spec.default_think_tokens
@@ -245,7 +263,6 @@ class _Call:
         ]
         seed = request.branch_seeds[index] if request.branch_seeds else request.sampling.seed + index
         body: dict[str, Any] = {
-            "model": name,
             "messages": messages,
             "max_tokens": most,
             "temperature": request.sampling.temperature,
@@ -262,7 +279,7 @@ class _Call:
         if media and engine.spec.remote_video == "video":
             rates = [window.fps for window in request.windows]
             body["mm_processor_kwargs"] = {"fps": rates[0] if len(set(rates)) == 1 else rates}
-        self._body = json.dumps(body).encode()
+        self._body = body
         self._pieces: queue.SimpleQueue[dict[str, Any] | CosmosReasonError | None] = queue.SimpleQueue()
         self._connection = engine.connect()
         self._socket: socket.socket | None = None
@@ -323,13 +340,12 @@ class _Call:
 
     def _stream(self) -> bool:
         """Whether the stream ended as it should."""
+        body = json.dumps({"model": self._engine.name(self._open), **self._body}).encode()
         connection = self._connection
-        connection.connect()
-        self._socket = connection.sock  # the connection forgets it when the reply has begun
-        if self._is_stopped:
+        if not self._open(connection):
             return True
-        self._socket.settimeout(2 * self._engine.stall_s)  # the poll notices first and says it better
-        connection.request("POST", self._engine.path("chat/completions"), self._body, self._engine.headers())
+        connection.sock.settimeout(2 * self._engine.stall_s)  # the poll notices first and says it better
+        connection.request("POST", self._engine.path("chat/completions"), body, self._engine.headers())
         reply = connection.getresponse()
         if reply.status != 200:
             raise refusal(self._engine, reply.status, reply.read(_MAX_LINE))
@@ -345,6 +361,12 @@ class _Call:
                     )
                 self._pieces.put(piece)
         return False
+
+    def _open(self, connection: http.client.HTTPConnection) -> bool:
+        """Connect; false when ``stop`` was called before there was anything to hang up."""
+        connection.connect()
+        self._socket = connection.sock  # the connection forgets it when the reply has begun
+        return not self._is_stopped
 
     def _done(self) -> Done:
         answer = self._said.answer()

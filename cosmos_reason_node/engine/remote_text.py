@@ -79,7 +79,7 @@ class RemoteText:
                 delta = choice.get("delta") or {}
                 thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
                 text = delta.get("content") or ""
-                end = len(self._content)
+                end = len(self._content) - len(thought)  # tokens of a thought are none of the answer's
                 for entry in (choice.get("logprobs") or {}).get("content") or ():
                     tops = [(str(top["token"]), float(top["logprob"])) for top in entry["top_logprobs"]]
                     end += len(str(entry["token"]))

@@ -4,6 +4,7 @@
 import base64
 import dataclasses
 import math
+import socket
 import time
 
 import cv2
@@ -21,6 +22,7 @@ from cosmos_reason_node.types import Query, QueryKind, Verdict
 from tests.unit import bad_server, language_model_server
 from tests.unit.export_files import NANO, window
 
+WAIT_S = 30.0
 ASKED = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=32)
 AT_ONCE = dataclasses.replace(ASKED, think_tokens=0)
 OPTIONS = Query(QueryKind.NEXT_ACTION, task="open the drawer", options=("reach", "pull"), think_tokens=0)
@@ -134,6 +136,30 @@ def test_thoughts_that_a_server_takes_out_are_put_back(server, monkeypatch):
     assert (answer.verdict, answer.reasoning) == (Verdict.NO, "it is open")
 
 
+def test_confidence_is_not_read_off_a_thought(server, monkeypatch):
+    """Its first word may well be a letter, or have yes and no among its alternatives."""
+    thought = {"A": math.log(0.9), "B": math.log(0.05)}
+    own = {"A": math.log(0.2), "B": math.log(0.8)}
+
+    def piece(delta, token, tops):
+        entries = [{"token": name, "logprob": value} for name, value in tops.items()]
+        logprobs = {"content": [{"token": token, "logprob": -0.1, "top_logprobs": entries}]}
+        return {"choices": [{"delta": delta, "logprobs": logprobs}]}
+
+    def stream(self):
+        yield piece({"reasoning_content": "A"}, "A", thought)
+        yield piece({"reasoning_content": " drawer is open"}, " drawer is open", thought)
+        yield piece({"content": "<answer>"}, "<answer>", {"<answer>": -0.1})
+        yield piece({"content": "B"}, "B", own)
+        yield piece({"content": "</answer>"}, "</answer>", {"</answer>": -0.1})
+        yield {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    query = dataclasses.replace(OPTIONS, think_tokens=32)
+    answer = ended(engine(server), request(query))[0].answer
+    assert (answer.option_index, answer.confidence) == (1, pytest.approx(0.8))
+
+
 def test_a_character_that_comes_in_halves_is_put_together(server):
     server.pieces = ("<think>\nseen by ", "\ud83e", "\udd16", " \ud83e\n</think><answer>", "yes", "</answer>")
     events = list(engine(server).answer(request()))
@@ -180,6 +206,34 @@ def test_a_deadline_ends_a_slow_answer(server):
     assert time.monotonic() - started < 1.4
 
 
+@pytest.mark.parametrize("end", ["deadline", "close"])
+def test_a_server_that_does_not_say_its_models_holds_nobody_up(server, end):
+    """It takes the connection and is silent: between events everything else goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        if end == "deadline":
+            events = list(engine(server, stall_s=60.0).answer(request(deadline_s=0.2)))
+            assert (events[-1].branch, events[-1].error_code) == (-1, ErrorCode.DEADLINE_EXCEEDED)
+            return
+        steps = engine(server, stall_s=60.0).answer(request())
+        assert isinstance(next(steps), Token)
+        silent.settimeout(WAIT_S)
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(WAIT_S)
+            while b"\r\n\r\n" not in connection.recv(1 << 16):
+                pass
+            steps.close()
+            assert connection.recv(1) == b""  # hung up
+
+
+def test_a_seed_for_each_question_or_none(server):
+    (event,) = engine(server).answer(request(ASKED, AT_ONCE, branch_seeds=(1,)))
+    assert (event.branch, event.error_code) == (-1, ErrorCode.INVALID_REQUEST)
+    assert isinstance(ended(engine(server), request(ASKED, branch_seeds=(5,)))[0], Done)
+    assert server.asked[0]["seed"] == 5
+
+
 def test_a_cancel_hangs_up(server):
     server.pause_s, server.pieces = 0.05, ("<think>\n", *["on and on "] * 200)
     steps = engine(server).answer(request(AT_ONCE, ASKED))
@@ -216,10 +270,10 @@ def test_addresses_and_names_that_do_not_do(server):
         with pytest.raises(CosmosReasonError, match="remote_url must be"):
             load_engine(EngineSpec(str(NANO), kind="remote", remote_url=url))
     server.fault = "models"
-    (event,) = engine(server).answer(request())
+    event = ended(engine(server), request())[0]
     assert "name one with remote_model" in event.error_msg
     server.url = "http://127.0.0.1:9/v1"
-    (event,) = engine(server).answer(request())
+    event = ended(engine(server), request())[0]
     assert "see that the server runs" in event.error_msg
 
 
