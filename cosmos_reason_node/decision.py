@@ -86,6 +86,9 @@ def _yes_no(answer: str) -> Verdict:
 
 
 def _option_index(answer: str, options: Sequence[str]) -> int:
+    # The options' letters are what the prompt asks for: an option that reads "A" need not be the first.
+    if len(answer) == 1 and 0 <= ord(answer) - ord("A") < len(options):
+        return ord(answer) - ord("A")
     folded = answer.casefold().rstrip(".")
     for index, option in enumerate(options):
         if folded == option.strip().casefold().rstrip("."):

@@ -86,3 +86,8 @@ def test_settle_asks_the_same_share_above_chance_of_any_number_of_choices():
     assert settle(Verdict.CHOICE, 0.32, 0.55, choices=4) is Verdict.UNKNOWN
     assert settle(Verdict.CHOICE, 0.04, 0.5, choices=26) is Verdict.CHOICE
     assert settle(Verdict.CHOICE, 0.99, 1.0, choices=4) is Verdict.UNKNOWN
+
+
+def test_a_letter_is_a_letter_where_options_are_letters_too():
+    query = Query(QueryKind.QUESTION, question="Which drawer is open?", options=("B", "A", "C"))
+    assert [parse_output(output(answer), query).option_index for answer in "ABC"] == [0, 1, 2]
