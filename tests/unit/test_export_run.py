@@ -13,8 +13,12 @@ from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models.spec import read_model_spec
 from tests.unit.export_files import NANO, exported, plan
-from training.export import run
+from tests.unit.sim_files import made_up
+from training.data.sim.episode import save_episode
+from training.data.sim.scenes import SCENES
+from training.export import compare, run
 from training.export.__main__ import main
+from training.export.calibration import find_calibration
 from training.export.plan import PlanError, describe
 from training.export.quantise import Calibration
 
@@ -40,6 +44,24 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(folder, monkeypa
     made = run.export(plan(opset=18), folder, None, said.append)
     assert made == before  # digests of all files included: the same bytes
     assert sum("writing" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "cosmos_reason.json").write_text('{"confidence_temperature": 2.0}'),
+        lambda d: (d / "tokenizer.json").unlink(),
+        lambda d: (d / "config.json").write_text("{"),
+    ],
+)
+def test_exporting_again_mends_the_description_too(folder, damage):
+    """What the engine refuses it calls to be mended by exporting again."""
+    before = read_manifest(folder)
+    damage(folder)
+    with pytest.raises(CosmosReasonError):
+        load(folder)
+    assert run.export(plan(opset=18), folder, None, lambda text: None) == before
+    load(folder).close()
 
 
 def test_another_precision_or_checkpoint_starts_over(folder):
@@ -71,6 +93,8 @@ def test_the_estimate_for_the_7b_checkpoint():
     seven = dataclasses.replace(plan("int4-awq"), parameters=whole, tower=tower)
     assert 4e9 < seven.device_bytes < 7e9
     assert len(describe(seven)) == 3
+    assert seven.export_bytes > 4 * whole  # scales are found in float32
+    assert dataclasses.replace(seven, precision="fp16").export_bytes < 3 * whole
 
 
 @pytest.mark.parametrize(
@@ -141,6 +165,42 @@ def test_the_manifest_says_how_weights_were_quantised():
     assert facts["library"].startswith("nvidia-modelopt")
     assert (facts["data"], facts["clips"]) == ("drawers", 8)
     assert json.dumps(facts)
+
+
+def test_graphs_that_were_calibrated_on_other_clips_are_of_another_export(folder, tmp_path):
+    """Same kind of recordings, same number of windows, other recordings."""
+    episodes = [_episodes(tmp_path / name, seed) for name, seed in (("one", 0), ("two", 100))]
+    made = [find_calibration(plan("int8-wo"), [path], 2) for path in episodes]
+    first, second = (calibration.facts("int8-wo") for calibration in made)
+    assert first == find_calibration(plan("int8-wo"), episodes[:1], 2).facts("int8-wo")
+    assert first != second
+
+
+def test_answers_of_another_export_are_not_counted(folder, tmp_path):
+    """All exports of a checkpoint have its digest: answers would be taken over from an earlier export."""
+    results, predictions = tmp_path / "results", tmp_path / "results" / "predictions.jsonl"
+    manifest = read_manifest(folder)
+    compare.forget_others(results, manifest, "onnx")
+    predictions.write_text("{}\n")
+    compare.forget_others(results, manifest, "onnx")
+    assert predictions.exists()  # an interrupted comparison goes on
+    files = {**manifest.files, "decoder.onnx.data": manifest.files["head.onnx"]}
+    compare.forget_others(results, dataclasses.replace(manifest, files=files), "onnx")
+    assert not predictions.exists()
+
+
+def test_exports_of_one_name_are_not_compared(tmp_path, capsys):
+    folders = [str(tmp_path / place / "int4") for place in "ab"]
+    data = str(_episodes(tmp_path / "data", 0))
+    given = ["compare", "--model", str(NANO), "--export", *folders, "--data", data, "--windows", "1"]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 1
+    assert "not unlike" in capsys.readouterr().err
+
+
+def _episodes(root, seed):
+    for number, scene in enumerate(SCENES[:2]):
+        save_episode(root, made_up(scene, seed + number, frames=64))
+    return root / "train"
 
 
 def _flip(path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def find_calibration(plan: Plan, data: Sequence[Path], clips: int) -> Calibratio
         for stimulus in stimuli:
             yield stimulus.load(), tuple(item.query for item in stimulus.items[:_QUERIES])
 
-    return Calibration(benchmark.name, read(), len(stimuli))
+    shown = "\n".join(item.digest for stimulus in stimuli for item in stimulus.items[:_QUERIES])
+    content = hashlib.sha256(shown.encode()).hexdigest()[:16]
+    return Calibration(benchmark.name, read(), len(stimuli), content)
 
 
 def _benchmark(plan: Plan, data: Sequence[Path], clips: int) -> Benchmark:

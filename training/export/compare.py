@@ -15,6 +15,7 @@ from typing import Any
 
 from cosmos_reason_node.engine.base import Engine
 from cosmos_reason_node.engine.loading import load_engine
+from cosmos_reason_node.engine.manifest import Manifest, read_manifest
 from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
 from training.eval import run
@@ -25,17 +26,22 @@ from training.eval.rollout import Plan
 from training.eval.simulated import find_sources, simulated
 
 WARN_POINTS = 1.0
+_EXPORT = "export.json"  # beside the answers: the files that gave them
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 2 when an export loses more than a point."""
     options = _parser().parse_args(arguments)
     benchmark = _benchmark(options, read_model_spec(options.model))
+    names = ["checkpoint", *(directory.resolve().name for directory in options.export)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"results are kept by name of folder, and these are not unlike: {', '.join(names)}")
     reports: dict[str, Any] = {}
-    for directory in (options.model, *options.export):
+    for name, directory in zip(names, (options.model, *options.export), strict=True):
         is_export = directory is not options.model
-        name = f"{directory.name}" if is_export else "checkpoint"
         kind = options.engine if is_export else "torch"
+        if is_export:
+            forget_others(options.out / name, read_manifest(directory), kind)
         engine = load_engine(
             EngineSpec(str(directory), kind=kind, dtype="auto", warm_up=False, min_confidence=0.0, threads=1)
         )
@@ -50,6 +56,26 @@ def main(arguments: list[str] | None = None) -> int:
     for warning in warnings:
         print(f"training.export: {warning}", file=sys.stderr)
     return 2 if warnings else 0
+
+
+def forget_others(results: Path, manifest: Manifest, kind: str) -> None:
+    """Drop the answers that another export gave.
+
+    Answers belong to a checkpoint's digest, and every export of a checkpoint has the same.
+
+    Args:
+        results: folder of the answers; made.
+        manifest: of the export that is to be asked.
+        kind: of the engine.
+    """
+    suffixes = (".engine",) if kind == "tensorrt" else (".onnx", ".onnx.data")
+    asked = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(suffixes)}
+    text = json.dumps({"engine": kind, "files": asked}, indent=2, sort_keys=True) + "\n"
+    path = results / _EXPORT
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        (results / run.PREDICTIONS).unlink(missing_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def ask(engine: Engine, benchmark: Benchmark, directory: Path) -> dict[str, Any]:

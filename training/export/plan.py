@@ -64,8 +64,11 @@ class Plan:
 
     @property
     def export_bytes(self) -> float:
-        """Memory that writing the graphs takes: the weights once, and the largest tensor on its way out."""
-        each = 4.0 if self.dtype == "float32" else 2.0
+        """Memory that writing the graphs takes: the weights once, and the largest tensor on its way out.
+
+        Precisions that are calibrated measure in float32.
+        """
+        each = 2.0 if self.precision in ("fp16", "bf16") else 4.0
         largest = self.dimensions.vocabulary * self.dimensions.hidden
         return self.parameters * each + 2 * largest * each + _WORKING_BYTES
 

@@ -44,11 +44,13 @@ class Calibration:
         name: of the data, for the manifest.
         clips: windows of one moment and questions about them; read once.
         count: of clips.
+        content: digest of what the clips show and what is asked about them.
     """
 
     name: str
     clips: Iterable[tuple[tuple[Window, ...], tuple[Query, ...]]]
     count: int
+    content: str = ""
 
     def facts(self, precision: str) -> dict[str, Any]:
         """For the manifest."""
@@ -59,6 +61,7 @@ class Calibration:
             "settings": _LIBRARY_SETTINGS[precision],
             "data": self.name,
             "clips": self.count,
+            "content": self.content,
         }
 
 

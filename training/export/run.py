@@ -77,6 +77,9 @@ def export(plan: Plan, directory: Path, calibration: Calibration | None, say: Sa
         directory.mkdir(parents=True, exist_ok=True)
         manifest = _describe(plan, directory, manifest)
         manifest = _write_graphs(plan, directory, manifest, missing, calibration, say)
+    elif not _is_whole(directory, manifest, _description(plan)):
+        say("the graphs are there and whole, the checkpoint's description is written again")
+        manifest = _describe(plan, directory, manifest)
     else:
         say("the graphs are there and whole")
     return manifest
@@ -157,6 +160,11 @@ def _files(part: str) -> list[str]:
     return [*names, EMBEDDING] if part == "decoder" else names
 
 
+def _description(plan: Plan) -> list[str]:
+    """Files that make the folder a model directory."""
+    return [*(name for name in _DESCRIPTION if (plan.model / name).is_file()), OWN]
+
+
 def _is_whole(directory: Path, manifest: Manifest, names: Iterable[str]) -> bool:
     try:
         check_files(directory, manifest, names)
@@ -168,8 +176,8 @@ def _is_whole(directory: Path, manifest: Manifest, names: Iterable[str]) -> bool
 def _describe(plan: Plan, directory: Path, manifest: Manifest) -> Manifest:
     """Make the folder a model directory: what the node reads of a checkpoint, with the frame size fixed."""
     files: dict[str, FileEntry] = dict(manifest.files)
-    for name in _DESCRIPTION:
-        if (plan.model / name).is_file():
+    for name in _description(plan):
+        if name != OWN:
             shutil.copyfile(plan.model / name, directory / name)
             files[name] = file_entry(directory / name)
     own = read_json(plan.model / OWN) if (plan.model / OWN).exists() else {}
