@@ -18,7 +18,7 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
-from training.rl.actors import missing, run_ray
+from training.rl.actors import missing, run_ray, takes_gpu
 from training.rl.books import BooksError, RolloutError, Ticket
 from training.rl.config import ConfigError, load_config, make_config
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
@@ -474,6 +474,20 @@ def test_a_cluster_without_room_for_one_of_each_role_is_said(base, tmp_path, sec
     changes = sections | {"run": {"launcher": "ray"} | sections.get("run", {})}
     said = missing(short(*base, tmp_path / "run", **changes), there, cuda=cuda)
     assert re.search(words, said) if words else not said
+
+
+@pytest.mark.parametrize(
+    ("here", "nodes", "gpus", "takes"),
+    [
+        (False, 1, 0, False),
+        (False, 1, 1, False),
+        (True, 1, 1, True),
+        (False, 2, 8, True),
+        (False, 2, 0, False),
+    ],
+)
+def test_a_head_node_without_a_gpu_takes_those_of_the_cluster(here, nodes, gpus, takes):
+    assert takes_gpu(here, nodes, {"GPU": float(gpus)} if gpus else {}) is takes
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("rl_*.yaml")), ids=lambda path: path.stem)

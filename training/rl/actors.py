@@ -366,6 +366,21 @@ def _start_ray(config: RlConfig) -> None:
 
 
 def _wants_gpu(config: RlConfig) -> bool:
+    import ray
     import torch
 
-    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
+    return config.run.device == "cuda" or (
+        config.run.device == "auto"
+        and takes_gpu(torch.cuda.is_available(), len(ray.nodes()), ray.cluster_resources())
+    )
+
+
+def takes_gpu(here: bool, nodes: int, there: Mapping[str, float]) -> bool:
+    """Whether ``run.device: auto`` is CUDA.
+
+    Args:
+        here: PyTorch sees a GPU on this machine.
+        nodes: in the cluster; a head node often has no GPU.
+        there: the cluster's resources. Of one node, what PyTorch sees counts: a GPU without a driver is none.
+    """
+    return here or (nodes > 1 and there.get("GPU", 0.0) >= 1)

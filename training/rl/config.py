@@ -159,7 +159,8 @@ class RunConfig:
         processes: of the trainer, one a GPU (FSDP2). Of launcher ray.
         gpus: of a trainer that is one process; a fraction leaves room for rollout workers on the same card.
         restarts: of the trainer's processes after failures.
-        device: "auto" (CUDA if there is one), "cpu" or "cuda".
+        device: "auto" (CUDA if there is one; in a cluster of Ray's, if any of its nodes has one), "cpu" or
+            "cuda".
         save_every: iterations between checkpoints; one is written at the end too.
         keep: newest checkpoints that are kept; with grpo.minibatches at least two.
         log_every: iterations between progress lines; every one goes to the log.
