@@ -27,6 +27,12 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         CosmosReasonError: MODEL_INVALID when there are none or two sets, or one of the index is missing.
     """
+    if (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("transformers_weights"):
+        raise invalid(
+            directory / CONFIG,
+            f"its transformers_weights names another file: only {SINGLE} or the files of {INDEX} are loaded; "
+            "remove the setting",
+        )
     if (directory / INDEX).exists():
         names = read_json(directory / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names:

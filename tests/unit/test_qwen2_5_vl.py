@@ -206,6 +206,14 @@ def test_two_sets_of_weights_are_refused(tmp_path, directory):
     assert "two sets of weights" in error.message
 
 
+def test_weights_that_only_transformers_would_find_are_refused(copy):
+    """They would be loaded, and the digest would be of the others."""
+    edit(copy / "config.json", lambda c: c.update(transformers_weights="b.safetensors"))
+    error = load_error(copy)
+    assert error.code is ErrorCode.MODEL_INVALID
+    assert "transformers_weights" in error.message
+
+
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
