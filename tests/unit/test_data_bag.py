@@ -116,6 +116,18 @@ def test_a_second_run_goes_on_with_what_is_there(tmp_path: Path):
     assert (tmp_path / "out/samples.jsonl").read_text() == before
 
 
+def test_another_bag_with_the_same_stamps_has_its_own_images(tmp_path: Path):
+    """As two recordings of a simulator have, whose clock begins at the same time."""
+    labels = write_labels(tmp_path / "l.jsonl", label())
+    first = write_bag(tmp_path / "first", MCAP, {"/wrist/image": camera(raw)})
+    later = [raw(EPOCH + i * 10**8, 100 + i) for i in range(40)]
+    second = write_bag(tmp_path / "second", MCAP, {"/wrist/image": later})
+    for bag in (first, second):
+        (sample,) = convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    window = load_window(tmp_path / "out", sample.media[0], SPEC)
+    np.testing.assert_array_equal(window.pixels(), [picture(100 + i) for i in (0, 3, 5, 8, 10, 13, 15, 18)])
+
+
 def test_a_long_hole_restarts_the_window_as_in_the_node(tmp_path: Path):
     images = [raw(EPOCH + i * TICK, i) for i in (0, 1, 2, 3, 10, 11, 12, 13)]
     bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": images})

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message, Schema
 from mcap.stream_reader import CRCValidationError, StreamReader
@@ -434,7 +435,7 @@ def _frames(window: _Window) -> Frames:
 
 
 def _path(window: _Window, stamp: int) -> str:
-    """The name tells what is in the file, so that a later run knows that it is there already."""
+    """The name tells what is in the file: a later run looks whether it is there already."""
     topic = re.sub(r"[^\w/]", "_", window.topic.strip("/"), flags=re.ASCII).replace("/", ".")
     return f"frames/{topic}/{stamp}_{window.size[1]}x{window.size[0]}.png"
 
@@ -471,12 +472,14 @@ def _size(message: Recorded) -> tuple[int, int]:
 
 
 def _store(message: Recorded, path: Path, size: tuple[int, int]) -> None:
-    if path.exists():
-        return
     if message.type == IMAGE:
         rgb = convert_image(cdr.read_image(message.serialized), lambda *_: size).rgb
     else:
         rgb = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: size).rgb
+    # What an earlier run left is looked at: another bag in simulated time has the same stamps.
+    there = cv2.imread(str(path)) if path.exists() else None
+    if there is not None and np.array_equal(cv2.cvtColor(there, cv2.COLOR_BGR2RGB), rgb):
+        return
     data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
