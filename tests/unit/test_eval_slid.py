@@ -10,6 +10,8 @@ from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Query, QueryKind
 from tests import tiny_model
 from training.eval.__main__ import main
+from training.eval.protocol import PROTOCOLS
+from training.eval.rollout import Plan
 from training.eval.slid import SlidEngine, part
 
 QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=0)
@@ -48,3 +50,8 @@ def test_exact_and_approximate_are_about_the_same_frames(model):
 def test_command_line(capsys):
     assert main(["--model", "models/nano", "--bench", "sim", "--approximate"]) == 1
     assert "--slide" in capsys.readouterr().err
+
+
+def test_answers_are_kept_apart_by_how_windows_came_into_view():
+    plans = [Plan(PROTOCOLS["letter"], way=way) for way in ("", "slide 3", "slide 3 approximate")]
+    assert len({plan.decoding for plan in plans}) == 3

@@ -59,11 +59,14 @@ def _evaluate(arguments: list[str]) -> None:
         raise ValueError("--approximate needs --slide N, N at least 1")
     if protocol.free and think < 1:
         raise ValueError(f"--think-tokens must be at least 1 for protocol {protocol.name}")
-    plan = Plan(protocol, options.seeds, options.permutations, not options.no_blind, think, options.branches)
+    way = f"slide {options.slide}{' approximate' * options.approximate}" if options.slide else ""
+    plan = Plan(
+        protocol, options.seeds, options.permutations, not options.no_blind, think, options.branches, way
+    )
     model = read_model_spec(options.model)
     benchmark = _benchmark(options, model)
-    way = f"-slide{options.slide}{'-approximate' * options.approximate}" if options.slide else ""
-    directory = options.out or Path("build/eval") / f"{model.model_id}-{Path(benchmark.name).stem}{way}"
+    name = " ".join(part for part in (f"{model.model_id}-{Path(benchmark.name).stem}", way) if part)
+    directory = options.out or Path("build/eval") / name.replace(" ", "-")
     for note in benchmark.notes:
         print(f"note: {note}", file=sys.stderr)
     # Importing torch takes seconds: whatever is wrong with the arguments has been said by now.

@@ -39,6 +39,7 @@ class Plan:
         blind: ask everything without video too.
         think_tokens: budget of reasoning (greedy), or of the whole output (sampled).
         max_branches: questions of one request; each holds a cache of its own.
+        way: how windows come into view where they are not shown at once, "slide 3"; answers may differ by it.
     """
 
     protocol: Protocol
@@ -47,6 +48,7 @@ class Plan:
     blind: bool = True
     think_tokens: int = 0
     max_branches: int = 32
+    way: str = ""
 
     @property
     def runs(self) -> int:
@@ -56,7 +58,8 @@ class Plan:
     @property
     def decoding(self) -> str:
         """Name under which predictions are kept."""
-        return self.protocol.decoding(self.think_tokens)
+        named = self.protocol.decoding(self.think_tokens)
+        return f"{named}, {self.way}" if self.way else named
 
     def rotations(self, item: Item) -> range:
         """Orders of the options to ask, the first as it is."""
