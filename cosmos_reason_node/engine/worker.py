@@ -259,7 +259,7 @@ def serve(spec: EngineSpec, connection: socket.socket) -> int:
         send(connection, Ready(engine.info, engine.max_prompt_tokens))
         Worker(engine, connection, inbox, seen, spec.max_active).run()
         engine.close()
-    except OSError:
+    except ConnectionError:
         return 0  # the host is gone
     except Exception as error:
         return _give_up(connection, error)
@@ -269,8 +269,7 @@ def serve(spec: EngineSpec, connection: socket.socket) -> int:
 def _load(spec: EngineSpec, connection: socket.socket) -> Engine | None:
     """The engine; None when it cannot be had, and the host knows why.
 
-    Apart from serving, where an OSError means that the host is gone: here it is a file or a library that
-    cannot be read.
+    Apart from serving, where a ConnectionError means that the host is gone.
     """
     try:
         return load_engine(spec)

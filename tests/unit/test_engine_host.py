@@ -446,24 +446,28 @@ def test_an_image_crosses_once_while_it_is_kept():
     assert sizes[-2] > sizes[1] + 5 * image_bytes
 
 
-def test_a_library_that_cannot_be_opened_is_said():
-    """An OSError while loading is not the host hanging up: it says so, once, with the reason."""
+@pytest.mark.parametrize("when", ["loading", "serving"])
+def test_a_library_that_cannot_be_opened_is_said(when):
+    """An OSError of an engine is not the host hanging up: it says so, once, with the reason."""
     code = """if True:
-        import socket, sys
+        import socket, sys, types
         from cosmos_reason_node.engine import worker
-        def load_engine(spec):
+        from cosmos_reason_node.types import ModelInfo
+        def fail(*_):
             raise OSError("libcudart.so.13: cannot open shared object file")
-        worker.load_engine = load_engine
+        engine = types.SimpleNamespace(info=ModelInfo(), max_prompt_tokens=1)
+        worker.load_engine = fail if sys.argv[2] == "loading" else lambda spec: engine
+        worker.Worker = lambda *_: types.SimpleNamespace(run=fail)
         sys.exit(worker.serve(worker.EngineSpec("model"), socket.socket(fileno=int(sys.argv[1]))))
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
         number = theirs.fileno()
-        process = subprocess.Popen([sys.executable, "-c", code, str(number)], pass_fds=(number,))
+        process = subprocess.Popen([sys.executable, "-c", code, str(number), when], pass_fds=(number,))
         theirs.close()
         data = b"".join(iter(lambda: ours.recv(1 << 16), b""))
         assert process.wait(WAIT_S) == 1
-    (end,) = Decoder().feed(data)
+    *_, end = Decoder().feed(data)
     assert end.error_code is ErrorCode.ENGINE_FAILED
     assert "libcudart.so.13" in end.error_msg
 
