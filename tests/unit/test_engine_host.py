@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine process: real processes, a tiny real model."""
 
-import collections
 import dataclasses
 import os
-import queue
 import shutil
 import signal
 import socket
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_reason_node.engine import worker
 from cosmos_reason_node.engine.base import Done, Failed, Request, Token
 from cosmos_reason_node.engine.host import EngineHost, EngineSpec, EngineState
 from cosmos_reason_node.engine.torch import TorchEngine
@@ -444,58 +441,3 @@ def test_an_image_crosses_once_while_it_is_kept():
     image_bytes = 4 * 4 * 3
     assert sizes[0] - sizes[1] > 5 * image_bytes  # six images of eight were there
     assert sizes[-2] > sizes[1] + 5 * image_bytes
-
-
-@pytest.mark.parametrize("when", ["loading", "serving"])
-def test_a_library_that_cannot_be_opened_is_said(when):
-    """An OSError of an engine is not the host hanging up: it says so, once, with the reason."""
-    code = """if True:
-        import socket, sys, types
-        from cosmos_reason_node.engine import worker
-        from cosmos_reason_node.types import ModelInfo
-        def fail(*_):
-            raise OSError("libcudart.so.13: cannot open shared object file")
-        engine = types.SimpleNamespace(info=ModelInfo(), max_prompt_tokens=1)
-        worker.load_engine = fail if sys.argv[2] == "loading" else lambda spec: engine
-        worker.Worker = lambda *_: types.SimpleNamespace(run=fail)
-        sys.exit(worker.serve(worker.EngineSpec("model"), socket.socket(fileno=int(sys.argv[1]))))
-    """
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        number = theirs.fileno()
-        process = subprocess.Popen([sys.executable, "-c", code, str(number), when], pass_fds=(number,))
-        theirs.close()
-        data = b"".join(iter(lambda: ours.recv(1 << 16), b""))
-        assert process.wait(WAIT_S) == 1
-    *_, end = Decoder().feed(data)
-    assert end.error_code is ErrorCode.ENGINE_FAILED
-    assert "libcudart.so.13" in end.error_msg
-
-
-def test_frames_wake_the_engine_though_those_before_them_were_taken_meanwhile():
-    class Taken(collections.deque):
-        """The engine takes what is there just before more is added."""
-
-        def append(self, window):
-            self.clear()
-            super().append(window)
-
-    class Connection:
-        def __init__(self, data):
-            self._data = [data]
-
-        def recv(self, _):
-            if self._data:
-                return self._data.pop()
-            threading.Event().wait()  # its end would end this process
-
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        send(ours, Observe(tiny_model.window(frames=2)), KeptImages())
-        data = theirs.recv(1 << 20)
-    seen, inbox = Taken([tiny_model.window(frames=2, seed=1)]), queue.SimpleQueue()
-    threading.Thread(
-        target=worker._receive, args=(Connection(data), inbox, seen, threading.Event()), daemon=True
-    ).start()
-    assert isinstance(inbox.get(timeout=WAIT_S), Observe)
-    assert len(seen) == 1

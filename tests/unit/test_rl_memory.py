@@ -11,7 +11,7 @@ import torch
 
 from cosmos_reason_node.models.spec import read_json
 from tests.unit.sft_files import make_data, make_model
-from tests.unit.test_sft_memory import peak_of
+from tests.unit.test_sft_memory import SEVEN_BILLION, peak_of
 from training.rl import memory
 from training.rl.books import Group, Judgement, Sampled, Ticket
 from training.rl.config import ConfigError, load_config, make_config
@@ -28,17 +28,6 @@ ALONE = Context(0, 1, 1, torch.device("cpu"))
 FACTOR = 1.35  # as in fine-tuning's test
 GROUP, TOKENS = 6, 64
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
-SEVEN_BILLION = {
-    "text_config": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32},
-}
 
 
 @pytest.fixture(scope="module")

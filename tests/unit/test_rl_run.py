@@ -3,7 +3,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,9 +17,9 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
-from training.rl.actors import missing, run_ray, takes_gpu
+from training.rl.actors import run_ray
 from training.rl.books import BooksError, RolloutError, Ticket
-from training.rl.config import ConfigError, load_config, make_config
+from training.rl.config import ConfigError
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store
@@ -290,7 +289,8 @@ def test_a_worker_waits_for_weights_that_are_announced_but_not_written(base, tmp
     assert roller.version == 1
 
 
-def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
+def one_answered(tmp_path):
+    """(checkpoint, data, settings) of a run whose journal holds one judged group."""
     base, data = make_base(tmp_path / "toy")
     config = short(base, data, tmp_path / "run")
     roller, books = make_roller(config), make_books(config)
@@ -299,6 +299,11 @@ def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
     assert roll_one(books, WeightStore(tmp_path), roller, "a")
     assert judge_one(books, roller.sampler, config, "j")
     assert make_books(config).report()["done"] == 1
+    return base, data, config
+
+
+def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
+    _, data, config = one_answered(tmp_path)
     lines = (data / "samples.jsonl").read_text().splitlines(keepends=True)
     (data / "samples.jsonl").write_text("".join(lines[1:]))
     assert make_books(config).report()["done"] == 0
@@ -308,14 +313,7 @@ def test_answers_to_questions_that_were_changed_are_not_taken_back(tmp_path):
 
 def test_answers_of_another_checkpoint_are_not_taken_back(tmp_path):
     """Fine-tuned anew in the same place: what the one before had answered is no rollout of this one."""
-    base, data = make_base(tmp_path / "toy")
-    config = short(base, data, tmp_path / "run")
-    roller, books = make_roller(config), make_books(config)
-    roller.version = 0
-    books.published(0)
-    assert roll_one(books, WeightStore(tmp_path), roller, "a")
-    assert judge_one(books, roller.sampler, config, "j")
-    assert make_books(config).report()["done"] == 1
+    base, _, config = one_answered(tmp_path)
     toy.write_model(base, 1)
     assert make_books(config).report()["done"] == 0
 
@@ -436,78 +434,3 @@ def test_one_output_takes_one_run(base, tmp_path):
         run_inline(config)
     with only_run(tmp_path / "run"), pytest.raises(ConfigError, match="another run is writing to"):
         run_ray(config)
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"run": {"launcher": "inline"}, "rollout": {"max_staleness": 1}}, "inline is one process"),
-        ({"grpo": {"preset": "best"}}, "none of 'paper', 'modern'"),
-        ({"grpo": {"group_size": 1}}, "group_size"),
-        ({"grpo": {"kl": 0.1}}, "kl"),
-        ({"optimizer": {"steps": 3}, "grpo": {"minibatches": 2}}, "no multiple"),
-    ],
-)
-def test_settings_that_cannot_be_used(base, sections, message):
-    value = {
-        "model": {"path": "m"},
-        "data": {"sources": [{"path": "d"}]},
-        "run": {"output": "o", "launcher": "ray"},
-    }
-    for name, more in sections.items():
-        value[name] = value.get(name, {}) | more
-    with pytest.raises(ConfigError, match=message):
-        make_config(value)
-
-
-@pytest.mark.parametrize(
-    ("sections", "there", "cuda", "words"),
-    [
-        ({}, {"CPU": 4.0}, False, ""),
-        ({}, {"CPU": 2.0}, False, "has 2 CPU .* take 2.5"),
-        ({"rollout": {"gpus": 1.0}}, {"CPU": 4.0, "GPU": 1.0}, True, "has 1 GPU .* take 2"),
-        ({"rollout": {"gpus": 0.5}, "run": {"gpus": 0.5}}, {"CPU": 4.0, "GPU": 1.0}, True, ""),
-        ({"rollout": {"gpus": 1.0}, "run": {"processes": 2}}, {"CPU": 9.0, "GPU": 2.0}, True, "which take 3"),
-    ],
-)
-def test_a_cluster_without_room_for_one_of_each_role_is_said(base, tmp_path, sections, there, cuda, words):
-    changes = sections | {"run": {"launcher": "ray"} | sections.get("run", {})}
-    said = missing(short(*base, tmp_path / "run", **changes), there, cuda=cuda)
-    assert re.search(words, said) if words else not said
-
-
-@pytest.mark.parametrize(
-    ("here", "nodes", "gpus", "takes"),
-    [
-        (False, 1, 0, False),
-        (False, 1, 1, False),
-        (True, 1, 1, True),
-        (False, 2, 8, True),
-        (False, 2, 0, False),
-    ],
-)
-def test_a_head_node_without_a_gpu_takes_those_of_the_cluster(here, nodes, gpus, takes):
-    assert takes_gpu(here, nodes, {"GPU": float(gpus)} if gpus else {}) is takes
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("rl_*.yaml")), ids=lambda path: path.stem)
-def test_the_shipped_configurations_can_be_read(path):
-    assert load_config(path).iterations == 500
-
-
-def test_presets_are_the_recipes_and_files_may_differ():
-    value = {
-        "model": {"path": "m"},
-        "data": {"sources": [{"path": "d"}]},
-        "run": {"output": "o", "launcher": "ray"},
-    }
-    paper = make_config(value)
-    assert (paper.grpo.group_size, paper.grpo.kl_coefficient, paper.questions) == (9, 0.005, 128)
-    assert (paper.optimizer.peak_rate, paper.iterations, paper.rollout.max_tokens) == (4e-6, 500, 6144)
-    modern = make_config(value | {"grpo": {"preset": "modern", "clip_high": 0.3}})
-    assert (modern.grpo.clip_high, modern.grpo.kl_coefficient, modern.grpo.dynamic_sampling) == (
-        0.3,
-        0.0,
-        True,
-    )
-    assert modern.questions == 256

@@ -19,6 +19,17 @@ from training.sft.parallel import Context
 ALONE = Context(0, 1, 1, torch.device("cpu"))
 FACTOR = 1.35  # the estimate is at most so far off, and never more than a little below
 WIDE = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 12, "num_key_value_heads": 4}
+SEVEN_BILLION = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32},
+}
 
 
 def peak_of(function):
@@ -99,20 +110,9 @@ def test_seven_billion_parameters_on_eight_gpus(tmp_path):
         SftConfig, settings("m", "d", "o", model={"compute": "bfloat16", "checkpointing": True})
     )
     count = memory.Parameters(8_292_166_656, 8_292_166_656, 233_000_000, 1_140_000_000)
-    architecture = {
-        "text_config": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-        },
-        "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32},
-    }
     size = memory.PassSize(16384, 4300, 65536, 1000)
-    one, eight = (memory.estimate(architecture, count, size, config, world) for world in (1, 8))
+    one, eight = (memory.estimate(SEVEN_BILLION, count, size, config, world) for world in (1, 8))
     assert one.total > 130e9  # 16 bytes a parameter
     assert 20e9 < eight.total < 80e9
     kept = dataclasses.replace(config, model=dataclasses.replace(config.model, checkpointing=False))
-    assert memory.estimate(architecture, count, size, kept, 8).total > eight.total
+    assert memory.estimate(SEVEN_BILLION, count, size, kept, 8).total > eight.total
