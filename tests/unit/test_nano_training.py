@@ -275,7 +275,7 @@ def test_places_of_things_count_where_they_are_seen_at_the_end():
 
 
 def test_what_is_read_off_is_there_before_it_is_needed(world, model):
-    """The window after two layers, options after three: the next one can look it up."""
+    """Words after one layer, the window after two, options after three: the next one can look it up."""
     batch = batch_of(WindowSource(world, DRAWS))
     objective = AnswerObjective(model, Probes(192)).eval()
     with torch.no_grad():
@@ -288,7 +288,8 @@ def test_what_is_read_off_is_there_before_it_is_needed(world, model):
             after = objective._decode(batch.rows, embedded)
             changed.append([not torch.equal(a, b) for a, b in zip(after, before, strict=True)])
             layer.mlp.down_proj.weight.copy_(kept)
-    last, window, options = zip(*changed, strict=True)
+    last, words, window, options = zip(*changed, strict=True)
+    assert words == (True, False, False, False)
     assert last == (True, True, True, True)
     assert window == (True, True, False, False)
     assert options == (True, True, True, False)
@@ -297,9 +298,12 @@ def test_what_is_read_off_is_there_before_it_is_needed(world, model):
 def job(data, work, processes=1):
     (work / "model").mkdir(parents=True)
     described(work / "model")
-    stages = dict.fromkeys(("vision", "answers", "sharpen", "finish"), RECIPE)
+    stages = dict.fromkeys(("vision", "answers", "sharpen", "finish", "options"), RECIPE)
     draws = dict.fromkeys(("vision_draws", "answer_draws", "sharpen_draws", "finish_draws"), DRAWS)
-    return TrainJob(data, work / "work", work / "model", **stages, **draws, processes=processes)
+    last = dataclasses.replace(DRAWS, pairs=0, lookups=2, asked=2, clip_branches=6)
+    return TrainJob(
+        data, work / "work", work / "model", **stages, **draws, options_draws=last, processes=processes
+    )
 
 
 def test_a_run_that_goes_on_keeps_its_tokenizer(tmp_path, monkeypatch):

@@ -35,7 +35,15 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .architecture import describe
-    from .train import ANSWER_RECIPE, FINISH_RECIPE, SHARPEN_RECIPE, VISION_RECIPE, TrainJob, train
+    from .train import (
+        ANSWER_RECIPE,
+        FINISH_RECIPE,
+        OPTIONS_RECIPE,
+        SHARPEN_RECIPE,
+        VISION_RECIPE,
+        TrainJob,
+        train,
+    )
 
     if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
         describe(options.out)
@@ -47,6 +55,7 @@ def _train(options: argparse.Namespace) -> None:
         answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
         sharpen=dataclasses.replace(SHARPEN_RECIPE, steps=options.sharpen_steps or SHARPEN_RECIPE.steps),
         finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
+        options=dataclasses.replace(OPTIONS_RECIPE, steps=options.option_steps or OPTIONS_RECIPE.steps),
         processes=options.processes,
     )
     train(job)
@@ -153,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--answer-steps", type=int, default=0, help="steps of the second stage (0: default)")
     train.add_argument("--sharpen-steps", type=int, default=0, help="steps of the third stage (0: default)")
     train.add_argument("--finish-steps", type=int, default=0, help="steps of the fourth stage (0: default)")
+    train.add_argument("--option-steps", type=int, default=0, help="steps of the fifth stage (0: default)")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
 

@@ -2,7 +2,7 @@
 """What nano is trained on: draws from the simulated world, as batches of ``training.sft.loop``.
 
     Pairs     single temporal patches of episodes and clips, with the state that is true in them
-    Windows   windows of episodes and of clips with questions, and Pairs
+    Windows   windows of episodes and of clips with questions, letters to be looked up in text, and Pairs
 
 Everything follows from (seed, step, rank), so that a resumed run sees what it would have seen.
 """
@@ -31,6 +31,8 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
+from .lookup import Asked, conclusion, lookups
+from .mentions import mentions
 from .probe import States, Things, states_of, things_of
 
 # Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
@@ -38,7 +40,8 @@ HELD_OUT_TASKS = ("close the window", "open the door")
 # Clips of a scene, relative to the other scenes: intuitive physics is asked about few of them.
 SCENE_SHARES = {"room": 2.5, "hide": 2.5, "topple": 1.5, "spill": 1.5, "drop": 1.5}
 VERDICT_WEIGHT = 16.0  # of an answer against a token of reasoning or format
-GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS)
+LOOKUP = "lookup"
+GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, LOOKUP)
 _OF_QUERY = {
     QueryKind.COMPLETION: "task_completion",
     QueryKind.AFFORDANCE: "affordance",
@@ -61,11 +64,13 @@ class DrawSettings:
 
     Attributes:
         episodes, clips: windows of each a step, over all processes.
-        pairs: single temporal patches for the probes.
+        lookups: of the windows' lettered questions, asked again without video to learn what letters are.
+        pairs: single temporal patches for the probes; 0 where the tower is not trained.
         robot_share: share of those that are of episodes.
         scene_shares: how often moments of a scene are drawn, relative to 1 for those not named.
         lengths, length_shares: frames of robot windows and how often each is drawn.
-        branches: most questions of a window.
+        branches, clip_branches: most questions of a window of an episode and of a clip.
+        asked: how often a clip is asked: each time of other things, as chance has it.
         one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
             of a scene undoes the other: asked of both equally, state and answer do not correlate before the
             task's wording is taken into account, and the model stays at chance for long.
@@ -77,12 +82,15 @@ class DrawSettings:
 
     episodes: int = 16
     clips: int = 16
+    lookups: int = 0
     pairs: int = 16
     robot_share: float = 0.5
     scene_shares: Mapping[str, float] = field(default_factory=dict)
     lengths: tuple[int, ...] = (2, 8, 32)
     length_shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     branches: int = 4
+    clip_branches: int = 4
+    asked: int = 1
     one_sided: int = 0
     think_share: float = 0.25
     clip_gradient: float = 0.5
@@ -133,7 +141,7 @@ class WindowBatch:
     """Windows with questions.
 
     Attributes:
-        rows: packed; episodes first, then clips.
+        rows: packed; episodes first, then clips, then lookups.
         learn: (P,) bool, which temporal patches gradients flow through.
         states: of the last moments of the episodes' windows.
         events: of the clips' windows.
@@ -141,9 +149,14 @@ class WindowBatch:
         verdict: (V,) where it is among the answer tokens.
         group: (Q,) of each question: index into GROUPS.
         lettered: (Q,) bool, whether it has options.
-        ends: (O, 2) row and column of the last token of each option.
+        ends: (O, 2) row and column of the last token of each option of the windows' questions.
+        letters: (O,) which of its question's options it is.
         fits: (O,) 1 for the right option, 0 for others.
-        pairs: for the probes.
+        choices: (C, 3) of each letter that is answered: its row, the column that predicts it, and that of the
+            last token of its option.
+        names: (M, 2) row and column of the last token of each name in a question about a clip.
+        shown: (S, 3) what a name is about: which name, mentions.LATEST or EARLIEST, and column.
+        pairs: for the probes; nothing where the tower is not trained.
     """
 
     rows: RowBatch
@@ -155,8 +168,12 @@ class WindowBatch:
     group: Tensor
     lettered: Tensor
     ends: Tensor
+    letters: Tensor
     fits: Tensor
-    pairs: PairBatch
+    choices: Tensor
+    names: Tensor
+    shown: Tensor
+    pairs: PairBatch | None
 
     @property
     def weight(self) -> float:
@@ -189,6 +206,10 @@ class World:
     def __init__(self, episodes: EpisodeStore, clips: ClipStore, model: LoadedModel) -> None:
         self.episodes, self.clips = episodes, clips
         self.spec, self.tokenizer = model.spec, model.tokenizer
+        side = self.spec.frame_size or (112, 112)
+        self.visual_tokens = self.spec.patches.visual_tokens(
+            self.spec.video_grid(2, *side, self.spec.fps).grid
+        )
 
     def cut(self, frames: np.ndarray) -> np.ndarray:
         """(T, H, W, 3) uint8 frames to (T / 2, K', patch_dim) patches."""
@@ -277,7 +298,8 @@ class WindowSource:
         length = int(shared.choice(settings.lengths, p=settings.length_shares))
         windows = [self._episode(length, step, rng) for _ in range(settings.episodes // world)]
         windows += [self._clip(rng) for _ in range(settings.clips // world)]
-        yield self._pack(windows, video, rng, self._world.pairs(settings, world, rng))
+        pairs = self._world.pairs(settings, world, rng) if settings.pairs else None
+        yield self._pack(windows, video, world, rng, pairs)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -305,7 +327,8 @@ class WindowSource:
         """Intuitive physics is asked first, then the others in random order."""
         for _ in range(_TRIES):
             clip, span = kinds.draw(self._world.clips.draw(rng), rng)
-            samples = kinds.questions_for(clip, span, rng)
+            samples = [s for _ in range(self._settings.asked) for s in kinds.questions_for(clip, span, rng)]
+            samples = list({(s.query.question, bool(s.query.options)): s for s in samples}.values())
             if samples:
                 break
         frames = clip.frames[span.first : span.last + 1]
@@ -317,32 +340,39 @@ class WindowSource:
         learn = rng.random(span.length // 2) < self._settings.clip_gradient
         learn[rng.integers(len(learn))] = True
         shown = self._world.cut(np.ascontiguousarray(frames))
-        return _Asked(shown, order[: self._settings.branches], learn, happened=(clip, span, change.points))
+        return _Asked(
+            shown, order[: self._settings.clip_branches], learn, happened=(clip, span, change.points)
+        )
 
     def _pack(
-        self, windows: list[_Asked], video: bool, rng: np.random.Generator, pairs: PairBatch
+        self,
+        windows: list[_Asked],
+        video: bool,
+        processes: int,
+        rng: np.random.Generator,
+        pairs: PairBatch | None,
     ) -> WindowBatch:
-        world, spec = self._world, self._world.spec
-        branches = [
+        world, spec, settings = self._world, self._world.spec, self._settings
+        asked = [
             [
-                _encode(world, sample, bool(rng.random() < self._settings.think_share))
-                for sample in window.samples
+                (s.query, s.answer, _encode(world, s, bool(rng.random() < settings.think_share)))
+                for s in window.samples
             ]
             for window in windows
         ]
         side = spec.frame_size or (112, 112)
         grids = [[spec.video_grid(2 * len(w.patches), *side, spec.fps)] if video else [] for w in windows]
         patches = [w.patches.reshape(-1, w.patches.shape[-1]) for w in windows] if video else []
-        rows = pack_rows(branches, grids, patches, world.tokenizer, spec)
+        lettered = [query for row in asked for query, _, _ in row if query.options]
+        drill = lookups(lettered, settings.lookups // processes, world.tokenizer, VERDICT_WEIGHT, rng)
+        branches = [[branch for _, _, branch in row] for row in asked + drill]
+        rows = pack_rows(branches, grids + [[] for _ in drill], patches, world.tokenizer, spec)
         learn = np.concatenate([w.learn for w in windows]) if video else np.zeros(0, bool)
         places = [w.place for w in windows if w.place is not None]
-        flat = [
-            (sample, branch)
-            for w, b in zip(windows, branches, strict=True)
-            for sample, branch in zip(w.samples, b, strict=True)
-        ]
-        verdict, owner = _verdicts([branch for _, branch in flat])
-        ends, fits = _option_ends(world, windows, branches, rows.prefixes.tolist())
+        groups = [s.group or _OF_QUERY[s.query.kind] for w in windows for s in w.samples]
+        groups += [LOOKUP for row in drill for _ in row]
+        verdict, owner = _verdicts([branch for row in branches for branch in row])
+        options = _options(world, asked + drill, rows.prefixes.tolist(), len(windows))
         return WindowBatch(
             rows,
             torch.from_numpy(learn),
@@ -350,10 +380,10 @@ class WindowSource:
             events_of([w.happened for w in windows if w.happened is not None]),
             owner,
             verdict,
-            torch.tensor([GROUPS.index(sample.group or _OF_QUERY[sample.query.kind]) for sample, _ in flat]),
-            torch.tensor([bool(sample.query.options) for sample, _ in flat]),
-            ends,
-            fits,
+            torch.tensor([GROUPS.index(group) for group in groups]),
+            torch.tensor([bool(query.options) for row in asked + drill for query, _, _ in row]),
+            *options,
+            *_names(world, windows if video else [], asked, rows.prefixes.tolist()),
             pairs,
         )
 
@@ -367,8 +397,17 @@ def _is_closing(query: Query) -> bool:
 
 
 def _encode(world: World, sample: Sample, think: bool) -> Branch:
-    reasoning = sample.reasoning if think else ""
+    reasoning = reasoning_of(sample) if think else ""
     return encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
+
+
+def reasoning_of(sample: Sample) -> str:
+    """The reasoning; of a lettered question it ends with the option's words, by which its letter is found."""
+    query = sample.query
+    if not (sample.reasoning and query.options):
+        return sample.reasoning
+    letters = [prompt.letter(index) for index in range(len(query.options))]
+    return f"{sample.reasoning} {conclusion(query.options[letters.index(sample.answer)])}"
 
 
 def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
@@ -384,20 +423,47 @@ def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
     return torch.tensor(places), torch.tensor(owners)
 
 
-def _option_ends(
-    world: World, windows: Sequence[_Asked], branches: Sequence[Sequence[Branch]], prefixes: Sequence[int]
+def _options(
+    world: World, asked: Sequence[Sequence[Asked]], prefixes: Sequence[int], windows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``WindowBatch``'s ends, letters, fits (of the first ``windows`` rows) and choices (of all)."""
+    found: list[tuple[int, int, int, float]] = []
+    choices: list[tuple[int, int, int]] = []
+    for row, branches in enumerate(asked):
+        start, columns = prefixes[row], list[int]()
+        for query, answer, branch in branches:
+            if branch.question:  # or this is one more answer to the question before
+                columns = [start + column for column in option_ends(world, query, branch.question)]
+            right = ord(answer) - ord("A") if columns else -1
+            if row < windows:
+                found += [(row, column, i, float(i == right)) for i, column in enumerate(columns)]
+            start += len(branch.question)
+            if columns:
+                choices.append((row, start + branch.verdict[0] - 1, columns[right]))
+            start += len(branch.target)
+    table = torch.tensor(found, dtype=torch.float32).view(-1, 4)
+    places = table[:, :3].long()
+    return places[:, :2], places[:, 2], table[:, 3], torch.tensor(choices, dtype=torch.long).view(-1, 3)
+
+
+def _names(
+    world: World, windows: Sequence[_Asked], asked: Sequence[Sequence[Asked]], prefixes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Places of the last token of every option, and which of them are right."""
-    ends: list[tuple[int, int]] = []
-    fits: list[float] = []
-    for row, (window, packed) in enumerate(zip(windows, branches, strict=True)):
+    """``WindowBatch``'s names and shown."""
+    names: list[tuple[int, int]] = []
+    shown: list[tuple[int, int, int]] = []
+    cells = world.visual_tokens
+    for row, (window, branches) in enumerate(zip(windows, asked, strict=False)):
         start = prefixes[row]
-        for sample, branch in zip(window.samples, packed, strict=True):
-            for index, column in enumerate(option_ends(world, sample.query, branch.question)):
-                ends.append((row, start + column))
-                fits.append(float(prompt.letter(index) == sample.answer))
+        first = start - 1 - len(window.patches) * cells
+        for query, _, branch in branches if window.happened else ():
+            about = mentions(query, branch.question, window.happened, cells, world.tokenizer)
+            for column, places in about:
+                shown += [(len(names), when, first + k) for when, tokens in enumerate(places) for k in tokens]
+                names.append((row, start + column))
             start += len(branch.question) + len(branch.target)
-    return torch.tensor(ends, dtype=torch.long).view(-1, 2), torch.tensor(fits)
+    pairs = torch.tensor(names, dtype=torch.long).view(-1, 2)
+    return pairs, torch.tensor(shown, dtype=torch.long).view(-1, 3)
 
 
 def option_ends(world: World, query: Query, question: Sequence[int]) -> list[int]:

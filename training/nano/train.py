@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains nano on all cores with ``training.sft.loop``, stage by stage.
 
-The vision tower; the whole model; the tower on what it sees worst; the whole model again.
+The vision tower; the whole model; the tower on what it sees worst; the whole model again; the language model.
 The world is loaded once; the processes, one thread each, are forked off it and share it.
 """
 
@@ -52,6 +52,18 @@ FINISH_DRAWS = DrawSettings(
     robot_share=0.75,
     scene_shares={"window": 1.5, "handle": 1.25, "door": 1.25, "drawer": 0.5},
 )
+# Letters, and names of things, are learned late and hardly in the stages before: the language model alone makes
+# many more steps.
+OPTIONS_RECIPE = OptimizerConfig(steps=1200, peak_rate=1e-3, final_rate=1e-5, warm_up=40)
+OPTIONS_DRAWS = DrawSettings(
+    episodes=12,
+    clips=16,
+    lookups=12,
+    pairs=0,
+    scene_shares=FINISH_DRAWS.scene_shares,
+    clip_branches=8,
+    asked=3,
+)
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 _STOPPED = 130  # exit code of a process that a signal ended, as shells have it
 
@@ -64,8 +76,8 @@ class TrainJob:
         data: directory with episodes/ and clips/, each with train/.
         work: directory of checkpoints and logs.
         output: directory of the finished model; holds what ``architecture.describe`` writes.
-        vision, answers, sharpen, finish: recipes of the stages.
-        vision_draws, answer_draws, sharpen_draws, finish_draws: what they are shown.
+        vision, answers, sharpen, finish, options: recipes of the stages.
+        vision_draws, answer_draws, sharpen_draws, finish_draws, options_draws: what they are shown.
         processes: one per core.
     """
 
@@ -76,10 +88,12 @@ class TrainJob:
     answers: OptimizerConfig = ANSWER_RECIPE
     sharpen: OptimizerConfig = SHARPEN_RECIPE
     finish: OptimizerConfig = FINISH_RECIPE
+    options: OptimizerConfig = OPTIONS_RECIPE
     vision_draws: DrawSettings = VISION_DRAWS
     answer_draws: DrawSettings = ANSWER_DRAWS
     sharpen_draws: DrawSettings = SHARPEN_DRAWS
     finish_draws: DrawSettings = FINISH_DRAWS
+    options_draws: DrawSettings = OPTIONS_DRAWS
     processes: int = 2
 
 
@@ -161,9 +175,11 @@ def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> 
         ("answers", answering, WindowSource(world, job.answer_draws), job.answers),
         ("sharpen", seeing, PairSource(world, job.sharpen_draws), job.sharpen),
         ("finish", answering, WindowSource(world, job.finish_draws), job.finish),
+        ("options", answering, WindowSource(world, job.options_draws), job.options),
     )
     with join(RunConfig(output=str(job.work), device="cpu", threads=1)) as context:
         for name, objective, source, recipe in stages:
+            answering.freeze_tower(name == "options")
             _stage(name, objective, source, recipe, job, context)
     if rank == 0:
         save_weights(model, job.output)
