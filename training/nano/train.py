@@ -52,8 +52,8 @@ FINISH_DRAWS = DrawSettings(
     robot_share=0.75,
     scene_shares={"window": 1.5, "handle": 1.25, "door": 1.25, "drawer": 0.5},
 )
-# Letters, and names of things, are learned late and hardly in the stages before: the language model alone makes
-# many more steps.
+# Letters, and names of things, are learned late and hardly in the stages before: the language model alone
+# makes many more steps.
 OPTIONS_RECIPE = OptimizerConfig(steps=1200, peak_rate=1e-3, final_rate=1e-5, warm_up=40)
 OPTIONS_DRAWS = DrawSettings(
     episodes=12,
