@@ -121,3 +121,14 @@ def test_published_averages_are_the_means_of_their_rows(layout):
     if layout.name == "embodied":
         rl = next(values for name, values in layout.rows.items() if "seven" in name)
         assert np.mean([*rl[:-1], 56.2]) == pytest.approx(rl[-1], abs=0.08)
+
+
+def test_a_mean_of_kinds_does_not_hang_on_how_many_of_each_are_drawn():
+    kinds = np.array(["often"] * 30 + ["seldom"] * 5)
+    values = (kinds == "often").astype(float)[:, None]
+    clusters = np.arange(len(kinds))
+    draws = bootstrap(values, clusters, kinds=kinds)
+    assert np.isin(draws, (0.5, 1.0)).all()  # 1.0 where no seldom one was drawn
+    assert (draws == 0.5).mean() > 0.98
+    gain = difference(values, np.zeros_like(values), clusters, kinds)
+    assert gain.mean == 0.5

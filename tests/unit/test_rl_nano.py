@@ -44,6 +44,13 @@ def test_windows_become_a_data_set_without_held_out_tasks(tmp_path):
         assert (archive["frames"] == 2).all()
 
 
+def test_a_data_set_of_some_kinds_keeps_no_window_without_them(tmp_path):
+    assert write_questions(Windows(), 3, tmp_path / "sense", "train", groups=("order",)) == 3
+    assert {sample.category for sample in open_data_set(tmp_path / "sense").samples} == {"order"}
+    assert write_questions(Windows(), 3, tmp_path / "physics", "train", groups=("spatial_puzzle",)) == 0
+    assert not list((tmp_path / "physics").glob("*.npz"))
+
+
 def test_the_none_data_set(tmp_path):
     write_questions(Windows(), 20, tmp_path / "none", "held_out", none=True)
     samples = open_data_set(tmp_path / "none").samples

@@ -82,17 +82,16 @@ def _row(kind: str, pairs: Sequence[_Pair], *, by_kind: bool = False) -> dict[st
     first, second = (rights([pair[side].seeing for pair in pairs]).astype(float) for side in (0, 1))
     runs = min(first.shape[1], second.shape[1])
     first, second = first[:, :runs], second[:, :runs]
-    if by_kind:  # the mean over items, each weighed so that kinds weigh the same
-        groups = [pair[0].item.group for pair in pairs]
-        share = {group: len(groups) / len(set(groups)) / groups.count(group) for group in set(groups)}
-        weights = np.array([share[group] for group in groups])[:, None]
-        first, second = first * weights, second * weights
-    gain = difference(second, first, clusters)
+    kinds = np.array([pair[0].item.group for pair in pairs]) if by_kind else np.zeros(len(pairs))
+    gain = difference(second, first, clusters, kinds)
+    before, after = (
+        np.mean([side[kinds == one].mean() for one in np.unique(kinds)]) for side in (first, second)
+    )
     return {
         "kind": kind,
         "n": len(pairs),
-        "before": round(float(first.mean()), 4),
-        "after": round(float(second.mean()), 4),
+        "before": round(float(before), 4),
+        "after": round(float(after), 4),
         "difference": round(gain.mean, 4),
         "ci95": gain.ci95,
         "p": round(gain.p, 4),

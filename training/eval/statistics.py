@@ -36,24 +36,39 @@ class Difference(Estimate):
     p: float
 
 
-def bootstrap(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:
+def bootstrap(
+    values: np.ndarray, clusters: np.ndarray, seed: int = 0, kinds: np.ndarray | None = None
+) -> np.ndarray:
     """(B,) means of ``values`` under resampling of clusters, and of seeds.
 
     Args:
         values: (I, S).
         clusters: (I,) which recording an item belongs to.
         seed: of the draws.
+        kinds: (I,) whose means are taken first and count the same; a draw without a kind is the mean of the
+            others. All items count the same if None.
     """
     _, index = np.unique(clusters, return_inverse=True)
     count = int(index.max()) + 1
     runs = values.shape[1]
-    sums = np.zeros((count, runs))
-    np.add.at(sums, index, values.astype(float))
-    sizes = np.bincount(index, minlength=count).astype(float)
     rng = np.random.default_rng(seed)
     recordings = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)  # (B, C)
     seeds = rng.multinomial(runs, np.full(runs, 1 / runs), size=DRAWS)  # (B, S)
-    return ((recordings @ sums) * seeds).sum(1) / (recordings @ sizes) / runs
+    means = []
+    for own in _members(kinds, len(values)):
+        sums = np.zeros((count, runs))
+        np.add.at(sums, index[own], values[own].astype(float))
+        sizes = recordings @ np.bincount(index[own], minlength=count)
+        total = ((recordings @ sums) * seeds).sum(1)
+        means.append(np.divide(total, sizes * runs, out=np.full(DRAWS, np.nan), where=sizes > 0))
+    return np.asarray(np.nanmean(means, axis=0))
+
+
+def _members(kinds: np.ndarray | None, count: int) -> list[np.ndarray]:
+    """(I,) of bool for each kind."""
+    if kinds is None:
+        return [np.ones(count, bool)]
+    return [kinds == kind for kind in np.unique(kinds)]
 
 
 def estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
@@ -75,17 +90,20 @@ def estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     return Estimate(mean, low, high)
 
 
-def difference(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> Difference:
-    """Mean of ``first - second``, paired by item and run; both (I, S).
+def difference(
+    first: np.ndarray, second: np.ndarray, clusters: np.ndarray, kinds: np.ndarray | None = None
+) -> Difference:
+    """Mean of ``first - second``, paired by item and run, both (I, S); of ``kinds``' means, see bootstrap.
 
     Where all recordings differ by the same, or there is but one, the bootstrap knows nothing: then Wilson's
     interval of the share of recordings that got better, and ``p`` of a sign test. Where nothing differs there
     is no doubt.
     """
     paired = first.astype(float) - second.astype(float)
-    draws = bootstrap(paired, clusters)
+    draws = bootstrap(paired, clusters, kinds=kinds)
     low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
-    mean, count = float(paired.mean()), len(np.unique(clusters))
+    mean = float(np.mean([paired[own].mean() for own in _members(kinds, len(paired))]))
+    count = len(np.unique(clusters))
     if paired.any() and (high - low < 1e-9 or count == 1):
         better = wilson(min(1.0, max(0.0, (1 + mean) / 2)), count)
         low, high = 2 * better.low - 1, 2 * better.high - 1

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions for nano's second stage, from simulations that its first stage has not seen.
 
-    python -m training.rl.nano     simulate, cut windows, ask     -> build/nano/rl/data/{robot,physics,none}
-    python -m training.rl --config training/configs/rl_nano.yaml  -> build/nano/rl/run/model
+    python -m training.rl.nano     simulate, ask     -> build/nano/rl/data/{robot,physics,sense,none}
+    python -m training.rl --config training/configs/rl_nano.yaml   -> build/nano/rl/run/model
 
+The three data sets are the paper's families: embodied, intuitive physics and common sense.
 Simulations have seeds of their own, from ``FIRST_SEED`` on; that no clip is one of fine-tuning's is checked
 by the sha256 of their frames. Tasks that fine-tuning was not told of are not asked here either. ``none`` is a
 held-out data set of multiple-choice questions, half of them without their right option, to be asked before
@@ -17,7 +18,7 @@ import dataclasses
 import hashlib
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from training.data.readers.jsonl import write_samples
 from training.data.sample import Sample as Asked
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample
 from training.data.sim.generate import CLIPS, EPISODES, make, path_of
-from training.data.sim.kinds import kind_and_category
+from training.data.sim.kinds import COMMON_SENSE, INTUITIVE_PHYSICS, kind_and_category
 from training.eval.simulated import PERIOD_NS, Shown, Source, find_sources
 from training.nano.source import HELD_OUT_TEXTS
 
@@ -41,6 +42,11 @@ _KINDS = {
     QueryKind.NEXT_ACTION: QuestionKind.NEXT_ACTION,
 }
 _LENGTHS = (2, 8, 32)  # frames of robot windows
+_DATA_SETS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("robot", EPISODES, ()),
+    ("physics", CLIPS, INTUITIVE_PHYSICS),
+    ("sense", CLIPS, COMMON_SENSE),
+)
 
 
 def simulate(root: Path, episodes: int, clips: int, processes: int) -> None:
@@ -76,14 +82,36 @@ def check_disjoint(first: Path, second: Path) -> int:
     return len(ours)
 
 
-def write_questions(source: Source, windows: int, directory: Path, split: str, *, none: bool = False) -> int:
-    """A data set of ``windows`` windows and all that can be asked of them; returns how many questions."""
+def write_questions(
+    source: Source,
+    windows: int,
+    directory: Path,
+    split: str,
+    *,
+    groups: Sequence[str] = (),
+    none: bool = False,
+) -> int:
+    """A data set of what can be asked of windows.
+
+    Args:
+        source: draws them.
+        windows: how many; those about which nothing can be asked are left out.
+        directory: of the data set; replaced.
+        split: of all samples.
+        groups: kinds of questions about clips to keep; all if empty.
+        none: lettered questions only, with "none of the options" among the options.
+
+    Returns:
+        How many questions.
+    """
     rng = np.random.default_rng([int.from_bytes(source.name.encode()[:8], "little"), none])
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     samples: list[Sample] = []
     for number, shown in enumerate(source.draw(windows, rng)):
+        asked = [sample for sample in shown.samples if not groups or sample.group in groups]
+        shown = dataclasses.replace(shown, samples=asked)
         made = list(_samples(shown, source.name, split, f"{number:05d}.npz"))
         if none:
             made = [with_none(sample, rng)[0] for sample in made if sample.options]
@@ -134,11 +162,11 @@ def prepare(work: Path, episodes: int, clips: int, windows: int, processes: int)
         count = check_disjoint(work / folder / "train", root / folder / "train")
         print(f"{count} {folder}: none is among those of fine-tuning", flush=True)
     data = root / "data"
-    for name, folder in (("robot", EPISODES), ("physics", CLIPS)):
+    for name, folder, groups in _DATA_SETS:
         if not (data / name).exists():
             sources = [s for length in _LENGTHS for s in find_sources([root / folder / "train"], length)]
             sources = sources if folder == EPISODES else sources[:1]  # clips have lengths of their own
-            count = write_questions(Joined(sources), windows, data / name, "train")
+            count = write_questions(Joined(sources), windows, data / name, "train", groups=groups)
             print(f"{name}: {count} questions about {windows} windows", flush=True)
     if not (data / "none").exists():
         (source,) = find_sources([work / CLIPS / "held_out"], 32)
@@ -170,7 +198,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--clips", type=int, default=1200)
-    parser.add_argument("--windows", type=int, default=1500, help="of each of the two data sets")
+    parser.add_argument("--windows", type=int, default=1500, help="of each of the three data sets")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     prepare(options.work, options.episodes, options.clips, options.windows, options.processes)
