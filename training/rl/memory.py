@@ -244,18 +244,14 @@ def _checked(
     place: Context,
     advice: Sequence[str],
 ) -> str:
-    """Fine-tuning's line and its verdict; what to change differs."""
-    settings = fine_tuning(config)
-    quiet = dataclasses.replace(settings, run=dataclasses.replace(settings.run, check_memory=False))
-    line = memory.check(estimated, host, quiet, place)  # type: ignore[arg-type]
-    try:
-        memory.check(estimated, host, settings, place)  # type: ignore[arg-type]
-    except ConfigError:
+    """Fine-tuning's line; what to change differs."""
+    found = memory.fit(estimated, host, place)
+    if config.run.check_memory and not (found.device and found.host):
         loading = f" (and {_mib(host)} of the host's memory while a process loads)" if host else ""
         raise ConfigError(
-            f"{line}{loading}. To fit: {', or '.join(advice)}, or run.check_memory: false to try anyway"
-        ) from None
-    return line
+            f"{found.line}{loading}. To fit: {', or '.join(advice)}, or run.check_memory: false to try anyway"
+        )
+    return found.line
 
 
 _ENGINE_ADVICE = (

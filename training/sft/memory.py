@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -184,8 +184,54 @@ def _vision_learns(config: SftConfig) -> bool:
     return config.model.train_vision and (lora is None or lora.vision)
 
 
+class Sized(Protocol):
+    """An estimate; its text lists the parts."""
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An estimate beside what there is.
+
+    Attributes:
+        line: says both.
+        device: it fits the device.
+        host: what is loaded fits the host's memory.
+        spare: bytes that the host has for each process.
+    """
+
+    line: str
+    device: bool
+    host: bool
+    spare: int
+
+
+def fit(estimated: Sized, host: int, context: Context) -> Fit:
+    """Compare with what the device and the host have.
+
+    Args:
+        estimated: for one device.
+        host: bytes that each process needs in the host's memory while it loads.
+        context: this process.
+    """
+    spare = psutil.virtual_memory().available // context.per_host
+    cuda = context.device.type == "cuda"
+    free = torch.cuda.mem_get_info(context.device)[0] if cuda else spare
+    where = f"{context.device} has" if cuda else f"each of {context.per_host} processes has"
+    return Fit(
+        f"memory estimate: {estimated}; {where} {_size(free)} free",
+        device=estimated.total <= _RESERVE * free,
+        host=not cuda or host <= _RESERVE * spare,
+        spare=spare,
+    )
+
+
 def check(estimated: Estimate, host: int, config: SftConfig, context: Context) -> str:
-    """Compare with what the device has.
+    """Compare with what there is.
 
     Args:
         estimated: for one device.
@@ -199,23 +245,20 @@ def check(estimated: Estimate, host: int, config: SftConfig, context: Context) -
     Raises:
         ConfigError: it does not fit, with what to change; not with ``run.check_memory`` off.
     """
-    if context.device.type == "cuda":
-        free = torch.cuda.mem_get_info(context.device)[0]
-        need, where = estimated.total, f"{context.device} has {_size(free)} free"
-    else:
-        free = psutil.virtual_memory().available // context.per_host
-        need, where = estimated.total, f"each of {context.per_host} processes has {_size(free)} free"
-    line = f"memory estimate: {estimated}; {where}"
-    if config.run.check_memory and need > _RESERVE * free:
-        raise ConfigError(f"{line}. {_advice(estimated, config)}, or run.check_memory: false to try anyway")
-    spare = psutil.virtual_memory().available // context.per_host
-    if config.run.check_memory and context.device.type == "cuda" and host > _RESERVE * spare:
+    found = fit(estimated, host, context)
+    if not config.run.check_memory:
+        return found.line
+    if not found.device:
+        raise ConfigError(
+            f"{found.line}. {_advice(estimated, config)}, or run.check_memory: false to try anyway"
+        )
+    if not found.host:
         raise ConfigError(
             f"each of {context.per_host} processes loads {_size(host)} into the host's memory, which has "
-            f"{_size(spare)} for each: start fewer processes on this machine, take model.weights bfloat16 "
+            f"{_size(found.spare)} for each: start fewer processes on this machine, take model.weights bfloat16 "
             "with lora, or run.check_memory: false to try anyway"
         )
-    return line
+    return found.line
 
 
 def _advice(estimated: Estimate, config: SftConfig) -> str:
