@@ -255,8 +255,8 @@ def check(estimated: Estimate, host: int, config: SftConfig, context: Context) -
     if not found.host:
         raise ConfigError(
             f"each of {context.per_host} processes loads {_size(host)} into the host's memory, which has "
-            f"{_size(found.spare)} for each: start fewer processes on this machine, take model.weights bfloat16 "
-            "with lora, or run.check_memory: false to try anyway"
+            f"{_size(found.spare)} for each: start fewer processes on this machine, take model.weights "
+            "bfloat16 with lora, or run.check_memory: false to try anyway"
         )
     return found.line
 
