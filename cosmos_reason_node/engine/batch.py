@@ -146,14 +146,19 @@ class Batch:
 
     def _read(self, prefix: Prefix) -> None:
         """What ``prefix`` does not hold yet."""
-        machine, plan, done = self._machine, self.plan, prefix.length
-        device = machine.model.device
-        features = None
+        machine, plan, device = self._machine, self.plan, self._machine.model.device
+        features, seen = None, 0
         if plan.pairs:
-            visual = int((plan.identity[:done] < 0).sum())
-            features = torch.cat([machine.vision.encode(pair) for pair in plan.pairs])[visual:]
-        embedded = machine.model.embed(torch.tensor([plan.tokens[done:]], device=device), features)
-        machine.decoder.read(embedded[0], torch.from_numpy(plan.positions[:, done:]).to(device), prefix)
+            seen = int((plan.identity[: prefix.length] < 0).sum())
+            features = torch.cat([machine.vision.encode(pair) for pair in plan.pairs])
+        ends = plan.parts if getattr(machine.decoder, "recurrent", False) else [len(plan.tokens)]
+        for end in (end for end in ends if end > prefix.length):
+            piece = slice(prefix.length, end)
+            visual = int((plan.identity[piece] < 0).sum())
+            shown = None if features is None else features[seen : seen + visual]
+            embedded = machine.model.embed(torch.tensor([plan.tokens[piece]], device=device), shown)
+            machine.decoder.read(embedded[0], torch.from_numpy(plan.positions[:, piece]).to(device), prefix)
+            seen += visual
 
     def _start(self) -> None:
         """Give waiting branches a region and their first tokens."""

@@ -91,6 +91,10 @@ class GraphPrefix:
         """Rows it has room for."""
         return self.cache.shape[2]
 
+    def usable(self, length: int) -> int:
+        """See Prefix."""
+        return length
+
     def copy_from(self, other: GraphPrefix, length: int) -> None:
         """Take over the first ``length`` rows of another."""
         self.cache[:, :, :length] = other.cache[:, :, :length]

@@ -33,6 +33,11 @@ def check_model_dir(directory: Path, kind: str, spec: ModelSpec) -> None:
     Raises:
         CosmosReasonError: MODEL_INVALID or MODEL_NOT_FOUND, with what to do.
     """
+    if spec.hybrid and kind not in ("torch", "remote"):
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST,
+            f"{directory} is a hybrid model, which is not exported to graphs: take engine torch or remote",
+        )
     if kind in ("tensorrt", "onnx"):
         check_model(read_manifest(directory), spec)
     elif kind == "torch":
@@ -98,9 +103,10 @@ def _load(spec: EngineSpec) -> Engine:
     torch.set_num_threads(spec.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     engine: TorchEngine
     if spec.kind == "torch":
+        from ..models.load import load
         from ..models.quantize import quantize
 
-        model = qwen2_5_vl.load(spec.model_dir, spec.device, spec.dtype)
+        model = load(spec.model_dir, spec.device, spec.dtype)
         quantize(model.network, spec.quantize)
         engine = TorchEngine(
             model,

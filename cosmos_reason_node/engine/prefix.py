@@ -9,7 +9,8 @@ by the pair that shows it), so how much of a kept prefix a new one can take over
     the window has slid     system text                      the video is read anew: its tokens have moved
 
 Keys and values of a token depend on the tokens before it and on positions alone, so what is taken over is
-exact. P tokens.
+exact. A model with recurrent layers goes on from where it kept their state (models/hybrid_decoder.py): at the
+same three places. P tokens.
 
 Off unless asked for (``refresh_every``): a window that has slid takes over the pairs that it shares, their
 keys rotated to where they are now. That is not exact, for their values still know the pairs that have gone;
@@ -55,6 +56,13 @@ class Plan:
     following: int
     pairs: list[Pair]
     identity: np.ndarray
+
+    @property
+    def parts(self) -> list[int]:
+        """Where other windows' prefixes may part from this one: before the videos, after them, at the end."""
+        visual = np.flatnonzero(self.identity < 0)
+        ends = {int(visual[0]), int(visual[-1]) + 1} if len(visual) else set()
+        return sorted(ends | {len(self.tokens)})
 
     def shares(self, identity: np.ndarray, positions: np.ndarray) -> int:
         """Length of the beginning that is the same."""
@@ -145,7 +153,7 @@ class PrefixPool:
 
     def take(self, plan: Plan) -> Slot:
         """A place for ``plan``; its ``prefix.length`` says how many tokens it holds already."""
-        shared = {id(slot): plan.shares(*self._held(slot)) for slot in self._slots}
+        shared = {id(slot): slot.prefix.usable(plan.shares(*self._held(slot))) for slot in self._slots}
         best = max(self._slots, key=lambda slot: shared[id(slot)], default=None)
         slot = self._place(plan, best)
         if best is None:

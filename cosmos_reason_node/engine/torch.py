@@ -41,7 +41,7 @@ class TorchEngine:
     """Answers requests with a loaded model.
 
     Args:
-        model: see models.qwen2_5_vl.load.
+        model: see models.load.
         mrope_time: "float" or "legacy_zero".
         min_confidence: probability under which a verdict is UNKNOWN.
         default_think_tokens: budget of queries with ``think_tokens`` -1.
@@ -51,7 +51,7 @@ class TorchEngine:
         drafts: guess answers from those to the same question about earlier windows (drafts.py); only with
             ``kept_pairs``.
         run_ahead: decode with CUDA graphs, a step ahead of what is read (run_ahead.py), instead of guessing;
-            None: on a GPU.
+            None: on a GPU. Never with a hybrid model.
         kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
             whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
             while this is not 0 calls ``forget``; replacing parameters is not seen at all.
@@ -70,8 +70,15 @@ class TorchEngine:
         drafts: bool = True,
         run_ahead: bool | None = None,
     ) -> None:
-        run_ahead = model.device.type == "cuda" if run_ahead is None else run_ahead
-        decoder = Decoder(model.network, join=kept_pairs > 0)
+        decoder = model.decoder(join=kept_pairs > 0)
+        recurrent = getattr(decoder, "recurrent", False)
+        if recurrent and refresh_every > 1:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                "refresh_every moves keys and values of a window that slides; a hybrid model's states cannot "
+                "be moved: set it to 0",
+            )
+        run_ahead = (model.device.type == "cuda" if run_ahead is None else run_ahead) and not recurrent
         patches = model.spec.patches
 
         def encode(frames: np.ndarray) -> torch.Tensor:

@@ -43,6 +43,10 @@ class Prefix:
         """Tokens it has room for."""
         return self.cache.shape[3]
 
+    def usable(self, length: int) -> int:
+        """Tokens, at most ``length``, behind which others can be read."""
+        return length
+
     def copy_from(self, other: Prefix, length: int) -> None:
         """Take over the first ``length`` tokens of another."""
         self.cache[..., :length, :] = other.cache[..., :length, :]
@@ -277,11 +281,7 @@ class Decoder:
         places = lengths[:, None] + steps  # (B, L)
         rotation = _cosines((starts[:, None] + steps)[..., None] * self._frequencies, embedded.dtype)
         prefix_room = prefix.shape[-2]
-        column = torch.arange(prefix_room + branches.shape[-2], device=embedded.device)
-        seen = torch.where(column < prefix_room, column < filled, column - prefix_room <= places[..., None])
-        # Rows of a key/value head are its G query heads' L tokens.
-        hides = embedded.new_zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
-        hides = hides[:, None, None].expand(-1, -1, self._groups, -1, -1).flatten(2, 3)  # (B, 1, G*L, P+S)
+        hides = hidden_places(places, prefix_room, branches.shape[-2], filled, self._groups)
         region = row[:, None] + first
         own = slice(first, first + rows)
         hidden = embedded
@@ -292,7 +292,7 @@ class Decoder:
                 hidden, query = hidden[row, ends][:, None], query[row, ends][:, None]
                 hides = hides.view(rows, self._groups, length, -1)[row, :, ends][:, None]
             # (2, B*K, S, C): regions are dense, so this is a view.
-            attended = self._attend(query, prefix[i], branches[i][:, own].flatten(1, 2), hides)
+            attended = attend(query, prefix[i], branches[i][:, own].flatten(1, 2), hides, self._scale)
             hidden = hidden + layer.out(attended)
             hidden = hidden + layer.mlp(_normalise(layer.between, hidden))
         return _normalise(self._norm, hidden if every else hidden[:, 0])
@@ -311,37 +311,55 @@ class Decoder:
         rotate(heads[:, :, : queries + self._heads], *rotation)
         return heads[:, :, :queries], heads[:, :, queries:].unflatten(2, (2, self._heads))
 
-    def _attend(self, query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor) -> Tensor:
-        """One softmax over prefix and own region.
 
-        Args:
-            query: (B, L, H, C).
-            prefix: keys and values, (2, K, P, C).
-            own: keys and values, (2, B*K, S, C).
-            hides: (B, 1, G*L, P+S) float32, 0 or -inf.
+def hidden_places(places: Tensor, prefix_room: int, room: int, filled: int | Tensor, groups: int) -> Tensor:
+    """What rows must not see: of the prefix what is not filled, of their own region what comes after them.
 
-        Returns:
-            (B, L, H*C).
-        """
-        rows, length = query.shape[:2]
-        heads, channels, among = self._heads, self._channels, self._groups * length
-        query = query.view(rows, length, heads, self._groups, channels).permute(0, 2, 3, 1, 4)
-        by_row = query.reshape(rows * heads, among, channels)
-        by_head = by_row.view(rows, heads, among, channels).transpose(0, 1).reshape(heads, -1, channels)
-        on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(heads, rows, among, -1)
-        on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(rows, heads, among, -1)
-        scores = torch.cat((on_prefix.transpose(0, 1), on_own), -1)
-        weights = torch.add(hides, scores, alpha=self._scale).softmax(-1).to(query.dtype)
-        at = prefix.shape[2]
-        to_prefix = weights[..., :at].transpose(0, 1).reshape(heads, rows * among, at)
-        to_own = weights[..., at:].reshape(rows * heads, among, -1)
-        sums = torch.bmm(to_own, own[1]).view(rows, heads, among, channels)
-        sums = sums + torch.bmm(to_prefix, prefix[1]).view(heads, rows, among, channels).transpose(0, 1)
-        return (
-            sums.view(rows, heads, self._groups, length, channels)
-            .permute(0, 3, 1, 2, 4)
-            .reshape(rows, length, -1)
-        )
+    Args:
+        places: (B, L) place of each token in its row's region.
+        prefix_room: P.
+        room: S.
+        filled: places of the prefix that hold something.
+        groups: G query heads of a key/value head, whose L tokens are its rows.
+
+    Returns:
+        (B, 1, G*L, P+S) float32, 0 or -inf.
+    """
+    column = torch.arange(prefix_room + room, device=places.device)
+    seen = torch.where(column < prefix_room, column < filled, column - prefix_room <= places[..., None])
+    hides = torch.zeros(seen.shape, device=places.device).masked_fill_(~seen, -torch.inf)
+    return hides[:, None, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+
+
+def attend(query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor, scale: float) -> Tensor:
+    """One softmax over a shared prefix and each row's own region.
+
+    Args:
+        query: (B, L, H, C).
+        prefix: keys and values, (2, K, P, C).
+        own: keys and values, (2, B*K, S, C).
+        hides: (B, 1, G*L, P+S) float32, 0 or -inf.
+        scale: of the scores.
+
+    Returns:
+        (B, L, H*C).
+    """
+    rows, length, every, channels = query.shape
+    heads, at = prefix.shape[1:3]
+    groups = every // heads
+    among = groups * length
+    query = query.view(rows, length, heads, groups, channels).permute(0, 2, 3, 1, 4)
+    by_row = query.reshape(rows * heads, among, channels)
+    by_head = by_row.view(rows, heads, among, channels).transpose(0, 1).reshape(heads, -1, channels)
+    on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(heads, rows, among, -1)
+    on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(rows, heads, among, -1)
+    scores = torch.cat((on_prefix.transpose(0, 1), on_own), -1)
+    weights = torch.add(hides, scores, alpha=scale).softmax(-1).to(query.dtype)
+    to_prefix = weights[..., :at].transpose(0, 1).reshape(heads, rows * among, at)
+    to_own = weights[..., at:].reshape(rows * heads, among, -1)
+    sums = torch.bmm(to_own, own[1]).view(rows, heads, among, channels)
+    sums = sums + torch.bmm(to_prefix, prefix[1]).view(heads, rows, among, channels).transpose(0, 1)
+    return sums.view(rows, heads, groups, length, channels).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
 
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import CosmosReasonError, ErrorCode
 from .checkpoint import check_files, digest
+from .decoder import Decoder
 from .spec import TOKENIZER, ModelSpec, invalid, read_model_spec
 from .tokenizer import TextTokenizer
 from .vision_attention import SegmentAttention
@@ -83,7 +84,10 @@ class LoadedModel:
         Returns:
             (B, L, D).
         """
-        embedded = self.network.model.language_model.embed_tokens(tokens)
+        return self.fill(self.network.model.language_model.embed_tokens(tokens), tokens, features)
+
+    def fill(self, embedded: Tensor, tokens: Tensor, features: Tensor | None) -> Tensor:
+        """Put visual features into the places of <|video_pad|>; arguments as ``embed`` has them."""
         if features is None:
             return embedded
         places = tokens == self.spec.video_token
@@ -117,6 +121,10 @@ class LoadedModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) hidden states to (..., V) logits."""
         return self.network.lm_head(hidden)
+
+    def decoder(self, *, join: bool = False) -> Any:
+        """The language model over caches of its own, for the engine; ``join`` as models.decoder has it."""
+        return Decoder(self.network, join=join)
 
 
 class LinearPatchEmbed(nn.Module):
@@ -161,16 +169,24 @@ def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> Lo
     Raises:
         CosmosReasonError: MODEL_NOT_FOUND, MODEL_INVALID, OUT_OF_MEMORY or INVALID_REQUEST, with what to do.
     """
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     spec = read_model_spec(model_dir)
     directory = Path(model_dir).expanduser()
+    if spec.hybrid:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST,
+            f"{directory} is a hybrid checkpoint (Nemotron-H): the node with engine torch and training.eval "
+            "run it; training and export take Qwen2.5-VL",
+        )
     check_files(directory)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    with _Digest(directory) as model_digest:
+    with Digest(directory) as model_digest:
         tokenizer = TextTokenizer(directory / TOKENIZER)
-        network = _load_network(directory, where, kind)
-        _check_tokenizer(directory, tokenizer, spec, network)
-        _check_finite(directory, network)
+        network = load_network(Qwen2_5_VLForConditionalGeneration, directory, where, kind)
+        check_tokenizer(directory, tokenizer, spec, network)
+        check_finite(directory, network)
     return wrap(network.eval(), tokenizer, spec, model_digest.value)
 
 
@@ -208,7 +224,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-class _Digest:
+class Digest:
     """Computes the digest in a thread while the model loads."""
 
     def __init__(self, directory: Path) -> None:
@@ -222,7 +238,7 @@ class _Digest:
         except Exception as error:  # handed to the loading thread
             self._error = error
 
-    def __enter__(self) -> _Digest:
+    def __enter__(self) -> Digest:
         self._thread.start()
         return self
 
@@ -234,13 +250,13 @@ class _Digest:
             raise self._error
 
 
-def _load_network(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+def load_network(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network of transformers' class ``kind``; MODEL_INVALID or OUT_OF_MEMORY when it cannot be had."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory,
             dtype=dtype,
             local_files_only=True,
@@ -248,6 +264,7 @@ def _load_network(directory: Path, device: torch.device, dtype: torch.dtype) -> 
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, which is an error too
         )
         network, report = loaded
     except torch.cuda.OutOfMemoryError:
@@ -260,10 +277,10 @@ def _load_network(directory: Path, device: torch.device, dtype: torch.dtype) -> 
             names = ", ".join(
                 sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in found)[:5]
             )
-            kind = {"missing_keys": "missing", "mismatched_keys": "of the wrong shape"}.get(
+            fault = {"missing_keys": "missing", "mismatched_keys": "of the wrong shape"}.get(
                 what, "unreadable"
             )
-            raise invalid(directory, f"{len(found)} tensors are {kind} ({names}, ...)")
+            raise invalid(directory, f"{len(found)} tensors are {fault} ({names}, ...)")
     try:
         return network.to(device)
     except torch.cuda.OutOfMemoryError as error:
@@ -272,7 +289,8 @@ def _load_network(directory: Path, device: torch.device, dtype: torch.dtype) -> 
         ) from error
 
 
-def _check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec, network: Any) -> None:
+def check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec, network: Any) -> None:
+    """See that the prompt's tokens are there and the network knows all; MODEL_INVALID when not."""
     wanted = {"<|video_pad|>": spec.video_token}
     for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *wanted):
         found = tokenizer.id_of(token)
@@ -285,7 +303,8 @@ def _check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec,
         raise invalid(directory / TOKENIZER, f"it has {len(tokenizer)} tokens, the model only {rows}")
 
 
-def _check_finite(directory: Path, network: Any) -> None:
+def check_finite(directory: Path, network: Any) -> None:
+    """MODEL_INVALID when a weight is not finite."""
     for name, weight in network.named_parameters():
         # One pass without a temporary of the weight's size; an infinity or a NaN survives any sum.
         if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):

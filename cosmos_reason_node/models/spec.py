@@ -29,6 +29,9 @@ PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER = "tokenizer.json"
 OWN = "cosmos_reason.json"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+HYBRID_ARCHITECTURE = "InternVLForConditionalGeneration"  # around a Nemotron-H language model
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_WINDOW_FRAMES = 768
 _OWN_KEYS = {
@@ -56,6 +59,7 @@ class ModelSpec:
         temperature: by query kind (lower-case name), the calibration that confidences are computed with.
         confidence_temperature: the same for kinds without one of their own; fitted by
             ``python -m training.eval calibrate``.
+        hybrid: InternViT and Nemotron-H instead of Qwen2.5-VL (models/hybrid.py).
         video_token: id of the placeholder <|video_pad|>.
         tokens_per_second: of M-RoPE's time axis.
         max_position: positions the language model was made for.
@@ -72,6 +76,7 @@ class ModelSpec:
     max_position: int
     temperature: Mapping[str, float] = field(default_factory=dict)
     confidence_temperature: float = 1.0
+    hybrid: bool = False
 
     def calibration(self, kind: QueryKind) -> float:
         """Temperature of the confidences of a kind of query."""
@@ -120,22 +125,33 @@ def read_model_spec(model_dir: str | Path) -> ModelSpec:
             "Hugging Face layout",
         )
     config = read_json(directory / CONFIG)
-    named = config.get("architectures") or [ARCHITECTURE]
-    is_ours = isinstance(named, list) and ARCHITECTURE in named
-    if not is_ours or config.get("model_type") not in ("qwen2_5_vl", None):
-        raise invalid(
-            directory / CONFIG,
-            f"the architecture is {config.get('architectures') or config.get('model_type')}, "
-            f"expected {ARCHITECTURE}",
-        )
+    hybrid = _is_hybrid(directory, config)
     preprocessor = read_json(directory / PREPROCESSOR) if (directory / PREPROCESSOR).exists() else {}
     own = read_json(directory / OWN) if (directory / OWN).exists() else {}
     try:
-        spec = _build(directory.resolve().name, config, preprocessor, own)
+        spec = _build(directory.resolve().name, config, preprocessor, own, hybrid)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise invalid(directory, f"{CONFIG}, {PREPROCESSOR} or {OWN}: {reason}") from error
     return spec
+
+
+def _is_hybrid(directory: Path, config: dict[str, Any]) -> bool:
+    """Which of the two families it is; MODEL_INVALID when it is neither."""
+    named = config.get("architectures") or [ARCHITECTURE]
+    named = named if isinstance(named, list) else []
+    if ARCHITECTURE in named and config.get("model_type") in ("qwen2_5_vl", None):
+        return False
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    if HYBRID_ARCHITECTURE in named and inner == "nemotron_h":
+        return True
+    around = f" around {inner}" if HYBRID_ARCHITECTURE in named else ""
+    raise invalid(
+        directory / CONFIG,
+        f"the architecture is {config.get('architectures') or config.get('model_type')}{around}, "
+        f"expected {ARCHITECTURE}, or {HYBRID_ARCHITECTURE} around nemotron_h",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,19 +175,27 @@ def invalid(path: Path, reason: str) -> CosmosReasonError:
 
 
 def _build(
-    model_id: str, config: dict[str, Any], preprocessor: dict[str, Any], own: dict[str, Any]
+    model_id: str, config: dict[str, Any], preprocessor: dict[str, Any], own: dict[str, Any], hybrid: bool
 ) -> ModelSpec:
     vision = config["vision_config"]
     text = config.get("text_config") or config
     unknown = sorted(set(own) - _OWN_KEYS)
     if unknown:
         raise ValueError(f"unknown keys {', '.join(unknown)}")
+    if hybrid:  # frames are seen one by one
+        side, sides = _square(vision, "patch_size"), [_square(vision, "image_size")] * 2
+        temporal, merge, mean, std = 1, round(1 / config["downsample_ratio"]), IMAGENET_MEAN, IMAGENET_STD
+        own = {"frame_height": sides[0], "frame_width": sides[1]} | own
+    else:
+        side = int(vision["patch_size"] if "patch_size" in vision else vision["spatial_patch_size"])
+        temporal, merge = int(vision.get("temporal_patch_size", 2)), int(vision.get("spatial_merge_size", 2))
+        mean, std = CLIP_MEAN, CLIP_STD
     patches = PatchSpec(
-        patch=int(vision["patch_size"] if "patch_size" in vision else vision["spatial_patch_size"]),
-        temporal_patch=int(vision.get("temporal_patch_size", 2)),
-        merge=int(vision.get("spatial_merge_size", 2)),
-        mean=_channels(preprocessor.get("image_mean", CLIP_MEAN)),
-        std=_channels(preprocessor.get("image_std", CLIP_STD)),
+        patch=side,
+        temporal_patch=temporal,
+        merge=merge,
+        mean=_channels(preprocessor.get("image_mean", mean)),
+        std=_channels(preprocessor.get("image_std", std)),
     )
     if min(patches.patch, patches.temporal_patch, patches.merge) < 1:
         raise ValueError(
@@ -189,11 +213,12 @@ def _build(
         fps=float(own.get("fps", 4.0)),
         frame_size=_frame_size(own, patches.factor),
         max_pixels=int(own.get("max_pixels", DEFAULT_MAX_PIXELS)),
-        video_token=int(config["video_token_id"]),
+        video_token=int(config["image_token_id" if hybrid else "video_token_id"]),
         tokens_per_second=float(vision.get("tokens_per_second", 4)),
         max_position=int(text["max_position_embeddings"]),
         temperature={str(k): float(v) for k, v in dict(own.get("temperature") or {}).items()},
         confidence_temperature=float(own.get("confidence_temperature", 1.0)),
+        hybrid=hybrid,
     )
     if not 2 <= spec.window_frames <= MAX_WINDOW_FRAMES or spec.window_frames % patches.temporal_patch:
         raise ValueError(f"window_frames must be even, 2 to {MAX_WINDOW_FRAMES}, not {spec.window_frames}")
@@ -214,6 +239,15 @@ def _build(
                 f"temperature of {kind!r} is {temperature}; kinds are {', '.join(sorted(kinds))}"
             )
     return spec
+
+
+def _square(vision: dict[str, Any], name: str) -> int:
+    """A side that may be given twice, for height and width."""
+    value = vision[name]
+    sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
+    if len(sides) != 1:
+        raise ValueError(f"{name} must be square, not {value}")
+    return sides.pop()
 
 
 def _channels(values: Any) -> tuple[float, float, float]:

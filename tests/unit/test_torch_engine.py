@@ -61,7 +61,7 @@ def by_whole_forwards(model, window, query, max_answer_tokens):
     patches, grid = patchify(window.pixels(), model.spec.patches)
     tokens = prompt.encode_prefix(model.tokenizer, [model.spec.patches.visual_tokens(grid)])
     tokens += prompt.encode_suffix(model.tokenizer, query)
-    video = model.spec.video_grid(len(window.frames), *tiny_model.FRAME_SIZE, fps=window.fps)
+    video = model.spec.video_grid(len(window.frames), *window.frames[0].image.shape[:2], fps=window.fps)
     grammar = Branch(
         TorchEngine(model, min_confidence=0.5).vocabulary, query, query.think_tokens, max_answer_tokens
     )

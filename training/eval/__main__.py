@@ -73,7 +73,7 @@ def _evaluate(arguments: list[str]) -> None:
     import torch
 
     from cosmos_reason_node.engine.torch import TorchEngine
-    from cosmos_reason_node.models.qwen2_5_vl import load
+    from cosmos_reason_node.models.load import load
 
     if options.threads:
         torch.set_num_threads(options.threads)
