@@ -43,7 +43,7 @@ PATTERN_56B = "M-M-M-M*-" + 9 * "M-M-M-M-M*-" + "M-M-M-M-M-"
 
 
 def config_56b() -> InternVLConfig:
-    """Sizes of Cosmos-Reason1-56B."""
+    """Sizes of Cosmos-Reason1-56B; positions, which the paper does not bound, have room for two windows."""
     config = InternVLConfig(
         architectures=["InternVLForConditionalGeneration"],
         vision_config={"model_type": "internvl_vision", "hidden_size": 1024, "num_hidden_layers": 24},
@@ -60,7 +60,7 @@ def config_56b() -> InternVLConfig:
             "mamba_head_dim": 64,
             "ssm_state_size": 256,
             "n_groups": 8,
-            "max_position_embeddings": 16384,
+            "max_position_embeddings": 20480,
         },
         tie_word_embeddings=False,
     )

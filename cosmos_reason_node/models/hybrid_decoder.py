@@ -9,7 +9,7 @@ a state of fixed size, whatever its length, and a state cannot be cut off. Hence
     HybridBranches   per branch keys and values, and states that begin as the prefix's
 
 There are no positions: attention layers see order through the recurrent ones (Nemotron-H, arXiv 2504.03624).
-States are float32; of the 56B model one takes 0.85 GiB, and a prefix keeps up to three.
+States are float32; of the 56B model one takes 0.84 GiB, and a prefix keeps up to three.
 
 Axes: B rows, L tokens, D hidden size, K key/value heads, C channels of one, A attention layers, M recurrent
 layers; F, W, H, N as in mamba.py.
