@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from cosmos_reason_node.models.checkpoint import check_files
-from cosmos_reason_node.models.spec import CONFIG, OWN, PREPROCESSOR, TOKENIZER, ModelSpec, read_json
+from cosmos_reason_node.models.parts import network_class
+from cosmos_reason_node.models.spec import (
+    CONFIG,
+    OWN,
+    PREPROCESSOR,
+    TOKENIZER,
+    ModelSpec,
+    read_json,
+    read_model_spec,
+)
 
 from .config import LoraConfig
 from .lora import merge, save_adapters
@@ -88,13 +97,14 @@ def export(
 
 
 def _write_weights(state: dict[str, Tensor], base: Path, directory: Path, dtype: torch.dtype) -> None:
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    kind = network_class(hybrid=read_model_spec(base).hybrid)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(base, local_files_only=True)
-        network: Any = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
+        network: Any = kind._from_config(config, dtype=dtype)
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     network.tie_weights()
     network.save_pretrained(directory, max_shard_size=_SHARD)

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from .config import LoraConfig
 
-_LANGUAGE = r"(?:.*\.)?language_model\..*\.(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_VISION = r"(?:.*\.)?visual\.blocks\..*\.(?:qkv|proj|gate_proj|up_proj|down_proj)"
+# A recurrent layer's out_proj is left out: fused kernels read its weight, past any adapter.
+_LANGUAGE = (
+    r"(?:.*\.)?language_model\..*\.(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|in_proj)"
+)
+_VISION = (
+    r"(?:.*\.)?(?:visual\.blocks\..*\.(?:qkv|proj|gate_proj|up_proj|down_proj)"
+    r"|vision_tower\.encoder\..*\.(?:q_proj|k_proj|v_proj|projection_layer|fc1|fc2))"
+)
 _ADAPTER = "default"
 
 

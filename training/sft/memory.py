@@ -15,6 +15,9 @@ from typing import Any, Protocol
 import psutil
 import torch
 
+from cosmos_reason_node.models import parts
+from cosmos_reason_node.models.spec import read_model_spec
+
 from .config import ConfigError, SftConfig
 from .data import Row
 from .parallel import Context
@@ -94,19 +97,20 @@ def largest_pass(rows: Sequence[Row], max_tokens: int, batch: int, merge: int) -
 
 def count_parameters(model_dir: Path, config: SftConfig) -> Parameters:
     """Counts of a checkpoint's architecture, from its config.json; nothing is allocated."""
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
 
     from .lora import add_adapters
 
+    kind = parts.network_class(hybrid=read_model_spec(model_dir).hybrid)
     with torch.device("meta"):
         architecture = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        network: Any = Qwen2_5_VLForConditionalGeneration._from_config(architecture)
+        network: Any = kind._from_config(architecture)
         if config.model.lora:
             add_adapters(network, config.model.lora, 0)
     if not config.model.train_vision:
-        network.model.visual.requires_grad_(False)
-    blocks = [*network.model.visual.blocks, *network.model.language_model.layers]
-    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        for part in parts.tower(network):
+            part.requires_grad_(False)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in parts.blocks(network)]
     total = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return Parameters(total, trained, max(sizes), total - sum(sizes))
@@ -150,6 +154,8 @@ def _activations(
 ) -> int:
     """Tensors that autograd keeps. ``stream`` is the type of the residual stream, in bytes."""
     text, vision = _text(architecture), architecture["vision_config"]
+    if text.get("model_type") == "nemotron_h":
+        return _hybrid_activations(text, vision, size, config)
     stream = held if world == 1 else compute
     cast = compute if stream != compute else 0  # each product casts its own input
     wide, narrow = text["hidden_size"], _key_width(text)
@@ -177,6 +183,34 @@ def _activations(
         kept = size.tokens * stream * wide * layers + patches * stream * side * blocks
         return kept + max(size.tokens * decoder, size.patches * tower)
     return size.tokens * decoder * layers + max(patches * tower * blocks, size.patches * tower)
+
+
+def _hybrid_activations(
+    text: dict[str, Any], vision: dict[str, Any], size: PassSize, config: SftConfig
+) -> int:
+    """The same of a hybrid, whose branches are rows of their own; all counted as float32.
+
+    Recurrent layers are counted as plain torch computes them, every head with its own copy of what its group
+    writes and reads, and a matrix a chunk; mamba-ssm's kernels keep a small part of that.
+    """
+    wide, heads, inner = text["hidden_size"], text["mamba_num_heads"], text["mamba_head_dim"]
+    state, groups, chunk = text["ssm_state_size"], text["n_groups"], text["chunk_size"]
+    attended = text["head_dim"] * (3 * text["num_attention_heads"] + 4 * text["num_key_value_heads"])
+    layers = {
+        "linear_attention": heads * (7 * state + 8 * chunk + 14 * inner) + 6 * groups * state,
+        "full_attention": attended + size.length,
+        "mlp": 3 * text["intermediate_size"],
+    }
+    counts = {kind: text["layers_block_type"].count(kind) for kind in layers}
+    each = {kind: 4 * (values + 4 * wide) for kind, values in layers.items()}
+    side = vision["hidden_size"]
+    tower, depth = 4 * (12 * side + 3 * vision["intermediate_size"]), vision["num_hidden_layers"]
+    patches = size.patches if _vision_learns(config) else 0
+    if config.model.checkpointing:
+        kept = 4 * (size.tokens * wide * sum(counts.values()) + patches * side * depth)
+        return kept + max(size.tokens * max(each.values()), size.patches * tower)
+    decoder = size.tokens * sum(each[kind] * counts[kind] for kind in layers)
+    return decoder + max(patches * tower * depth, size.patches * tower)
 
 
 def _vision_learns(config: SftConfig) -> bool:

@@ -236,8 +236,29 @@ def features_of(
 def answer_states(model: LoadedModel, batch: RowBatch, features: Tensor | None) -> Tensor:
     """(A, D) hidden states that predict the answer tokens, after the features of ``features_of``."""
     embedded = model.embed(batch.tokens, features)
+    if model.spec.hybrid:
+        return _states_apart(model, batch, embedded)
     hidden = model.decode(embedded, batch.positions, attention_mask=batch.mask)
     return hidden[batch.rows, batch.columns]
+
+
+def _states_apart(model: LoadedModel, batch: RowBatch, embedded: Tensor) -> Tensor:
+    """``answer_states`` of a model that reads one text after the other: each branch behind its own prefix."""
+    owners: list[int] = []
+    ends: list[tuple[int, int]] = []  # of each branch, where what it sees is largest
+    for row, column in zip(batch.rows.tolist(), batch.columns.tolist(), strict=True):
+        if ends and ends[-1][0] == row and ends[-1][1] < column and batch.mask[row, 0, column, ends[-1][1]]:
+            ends[-1] = (row, column)
+        else:
+            ends.append((row, column))
+        owners.append(len(ends) - 1)
+    seen = [batch.mask[row, 0, column].nonzero()[:, 0] for row, column in ends]
+    texts = [embedded[row, places] for (row, _), places in zip(ends, seen, strict=True)]
+    padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    positions = batch.positions.new_zeros(3, *padded.shape[:2])
+    hidden = model.decode(padded, positions)  # causal: padding at the end is not seen
+    before = batch.mask[batch.rows, 0, batch.columns].sum(-1) - 1
+    return hidden[torch.tensor(owners, device=hidden.device), before]
 
 
 class AnswerLoss(nn.Module):

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel, load
+from cosmos_reason_node.models import parts
+from cosmos_reason_node.models.load import load
+from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel
 from cosmos_reason_node.models.spec import CONFIG, TOKENIZER, ModelSpec, read_json, read_model_spec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 
@@ -82,6 +84,8 @@ def _check_memory(
     rows = [row for source in sources for row in source.rows]
     batch = config.optimizer.batch // context.world
     size = memory.largest_pass(rows, config.data.max_tokens, batch, spec.patches.merge)
+    if spec.hybrid:  # each branch is read behind a prefix of its own
+        size = dataclasses.replace(size, tokens=size.tokens * config.data.branches)
     count = memory.count_parameters(base, config)
     estimated = memory.estimate(read_json(base / CONFIG), count, size, config, context.world)
     held = 2 if config.model.weights == "bfloat16" else 4
@@ -104,16 +108,16 @@ def _prepare(
     if settings.lora:
         add_adapters(network, settings.lora, config.run.seed)
     if not settings.train_vision:
-        network.model.visual.requires_grad_(False)
+        for part in parts.tower(network):
+            part.requires_grad_(False)
     if settings.checkpointing:
         enable = getattr(network, "activation_checkpointing_enable", None)  # the new name in transformers 5
         (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
-    frozen = not any(parameter.requires_grad for parameter in network.model.visual.parameters())
+    frozen = not any(p.requires_grad for part in parts.tower(network) for p in part.parameters())
     compute = DTYPES[settings.compute]
     objective = AnswerLoss(model, compute, frozen_vision=frozen)
     if context.world > 1:
-        blocks = [*network.model.visual.blocks, *network.model.language_model.layers]
-        shard(objective, blocks, context, compute)
+        shard(objective, parts.blocks(network), context, compute)
         objective.everywhere = True
     objective.to(context.device)
     return model, objective
