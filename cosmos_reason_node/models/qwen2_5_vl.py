@@ -171,14 +171,8 @@ def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> Lo
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    spec = read_model_spec(model_dir)
+    spec = read_model_spec(model_dir).require_qwen()
     directory = Path(model_dir).expanduser()
-    if spec.hybrid:
-        raise CosmosReasonError(
-            ErrorCode.INVALID_REQUEST,
-            f"{directory} is a hybrid checkpoint (Nemotron-H): the node with engine torch and training.eval "
-            "run it; training and export take Qwen2.5-VL",
-        )
     check_files(directory)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)

@@ -78,6 +78,16 @@ class ModelSpec:
     confidence_temperature: float = 1.0
     hybrid: bool = False
 
+    def require_qwen(self) -> ModelSpec:
+        """This; INVALID_REQUEST for a hybrid, from what takes Qwen2.5-VL alone."""
+        if self.hybrid:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"{self.model_id} is a hybrid model (Nemotron-H): the node's engine torch, training.eval and "
+                "training.sft take it; reinforcement learning and export take Qwen2.5-VL (docs/hybrid.md)",
+            )
+        return self
+
     def calibration(self, kind: QueryKind) -> float:
         """Temperature of the confidences of a kind of query."""
         return self.temperature.get(kind.name.lower(), self.confidence_temperature)

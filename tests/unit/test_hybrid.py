@@ -201,7 +201,7 @@ def test_the_node_loads_it_and_refuses_what_it_cannot_do(directory):
     ):
         with pytest.raises(CosmosReasonError, match=words):
             load_engine(EngineSpec(**{**vars(spec), **changes}))
-    with pytest.raises(CosmosReasonError, match="hybrid checkpoint") as caught:
+    with pytest.raises(CosmosReasonError, match="hybrid model") as caught:
         qwen2_5_vl.load(directory)
     assert caught.value.code == ErrorCode.INVALID_REQUEST
 

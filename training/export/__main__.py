@@ -61,7 +61,7 @@ def _export(options: argparse.Namespace) -> int:
     else:
         if options.model is None:
             raise PlanError("--model is missing: give a checkpoint directory (or --build-only and --out)")
-        spec = read_model_spec(options.model)
+        spec = read_model_spec(options.model).require_qwen()
         check_files(options.model)
         plan = make_plan(
             options.model,

@@ -152,7 +152,7 @@ def asked_digest(config: RlConfig, sampler: TaskSampler) -> str:
 
 def make_sampler(config: RlConfig) -> TaskSampler:
     """The run's questions."""
-    return TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
+    return TaskSampler(config.data, read_model_spec(config.model.path).require_qwen(), config.run.seed)
 
 
 def make_roller(config: RlConfig, sampler: TaskSampler | None = None) -> Roller:
