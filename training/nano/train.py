@@ -53,12 +53,12 @@ FINISH_DRAWS = DrawSettings(
     scene_shares={"window": 1.5, "handle": 1.25, "door": 1.25, "drawer": 0.5},
 )
 # Letters, and names of things, are learned late and hardly in the stages before: the language model alone
-# makes many more steps.
-OPTIONS_RECIPE = OptimizerConfig(steps=1200, peak_rate=1e-3, final_rate=1e-5, warm_up=40)
+# makes many more steps. Kinds are learned one after the other, each within a few hundred steps.
+OPTIONS_RECIPE = OptimizerConfig(steps=3000, peak_rate=1e-3, final_rate=1e-5, warm_up=40)
 OPTIONS_DRAWS = DrawSettings(
-    episodes=12,
-    clips=16,
-    lookups=12,
+    episodes=10,
+    clips=18,
+    lookups=6,
     pairs=0,
     scene_shares=FINISH_DRAWS.scene_shares,
     clip_branches=8,
