@@ -24,19 +24,9 @@ from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..errors import CosmosReasonError, ErrorCode
-from .checkpoint import check_files
 from .hybrid_decoder import HybridDecoder
-from .qwen2_5_vl import (
-    Digest,
-    LoadedModel,
-    check_finite,
-    check_tokenizer,
-    choose_device,
-    choose_dtype,
-    load_network,
-)
-from .spec import TOKENIZER, read_model_spec
-from .tokenizer import TextTokenizer
+from .qwen2_5_vl import LoadedModel, load_parts
+from .spec import read_model_spec
 
 # 118 layers: 54 Mamba-2, 54 MLP, 10 attention.
 PATTERN_56B = "M-M-M-M*-" + 9 * "M-M-M-M-M*-" + "M-M-M-M-M-"
@@ -153,14 +143,6 @@ class HybridModel(LoadedModel):
 
 def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> HybridModel:
     """Load a hybrid checkpoint directory; arguments and errors as those of qwen2_5_vl.load."""
-    spec = read_model_spec(model_dir)
-    directory = Path(model_dir).expanduser()
-    check_files(directory)
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where)
-    with Digest(directory) as model_digest:
-        tokenizer = TextTokenizer(directory / TOKENIZER)
-        network = load_network(HybridNetwork, directory, where, kind)
-        check_tokenizer(directory, tokenizer, spec, network)
-        check_finite(directory, network)
-    return HybridModel(network.eval(), tokenizer, spec, model_digest.value)
+    return HybridModel(
+        *load_parts(HybridNetwork, Path(model_dir).expanduser(), read_model_spec(model_dir), device, dtype)
+    )

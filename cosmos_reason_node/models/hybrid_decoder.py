@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoder import attend, hidden_places
+from .decoder import Branches, Prefix, attend, hidden_places
 from .mamba import State, mix, widths
 
 _MARKS = 3
 
 
-class HybridPrefix:
-    """What layers remember of one prefix. Stands in for decoder.Prefix.
+class HybridPrefix(Prefix):
+    """What layers remember of one prefix.
 
     Attributes:
         cache: (A, 2, K, capacity, C), keys and values.
@@ -39,25 +39,19 @@ class HybridPrefix:
         marks: by length, the recurrent layers' states behind so many tokens.
     """
 
-    def __init__(self, cache: Tensor) -> None:
-        self.cache = cache
-        self.length = 0
+    def __init__(self, shape: tuple[int, int, int], capacity: int, like: Tensor) -> None:
+        super().__init__(shape, capacity, like)
         self.marks: dict[int, list[State]] = {}
-
-    @property
-    def capacity(self) -> int:
-        """Tokens it has room for."""
-        return self.cache.shape[3]
 
     def usable(self, length: int) -> int:
         """Tokens, at most ``length``, behind which a state is known."""
         return max((mark for mark in self.marks if mark <= length), default=0)
 
-    def copy_from(self, other: HybridPrefix, length: int) -> None:
+    def copy_from(self, other: Prefix, length: int) -> None:
         """Take over the first ``length`` tokens of another. States are shared: nobody writes into them."""
-        self.cache[..., :length, :] = other.cache[..., :length, :]
+        super().copy_from(other, length)
+        assert isinstance(other, HybridPrefix)
         self.marks = {at: states for at, states in other.marks.items() if at <= length}
-        self.length = length
 
     def cut(self) -> None:
         """Forget states further on than what is filled in: they are behind other tokens."""
@@ -70,8 +64,8 @@ class HybridPrefix:
         self.marks[self.length] = states
 
 
-class HybridBranches:
-    """What layers remember of the branches. Stands in for decoder.Branches.
+class HybridBranches(Branches):
+    """What layers remember of the branches.
 
     Attributes:
         cache: (A, 2, regions, K, capacity, C), keys and values.
@@ -79,34 +73,30 @@ class HybridBranches:
         memory: (M, regions, H, C, N) float32.
     """
 
-    def __init__(self, cache: Tensor, inputs: Tensor, memory: Tensor) -> None:
-        self.cache, self.inputs, self.memory = cache, inputs, memory
+    def __init__(
+        self, shape: tuple[int, int, int], regions: int, capacity: int, like: Tensor, states: list[State]
+    ) -> None:
+        super().__init__(shape, regions, capacity, like)
+        nothing = like.new_zeros(0, regions)
+        self.inputs = torch.stack([state.inputs for state in states]) if states else nothing
+        self.memory = torch.stack([state.memory for state in states]) if states else nothing
 
-    @property
-    def regions(self) -> int:
-        """Branches it has room for."""
-        return self.cache.shape[2]
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a branch has room for."""
-        return self.cache.shape[4]
-
-    def copy_from(self, other: HybridBranches) -> None:
+    def copy_from(self, other: Branches) -> None:
         """Take over the contents of a smaller one."""
-        self.cache[:, :, : other.regions, :, : other.capacity] = other.cache
+        super().copy_from(other)
+        assert isinstance(other, HybridBranches)
         self.inputs[:, : other.regions] = other.inputs
         self.memory[:, : other.regions] = other.memory
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a branch of ``length`` tokens into another region."""
-        self.cache[:, :, target, :, :length] = self.cache[:, :, source, :, :length]
+        super().move(source, target, length)
         self.inputs[:, target] = self.inputs[:, source]
         self.memory[:, target] = self.memory[:, source]
 
     def wipe(self, region: int) -> None:
         """Fill a region with zeros, whatever it holds."""
-        self.cache[:, :, region] = 0
+        super().wipe(region)
         self.inputs[:, region] = 0
         self.memory[:, region] = 0
 
@@ -133,20 +123,18 @@ class HybridDecoder:
         self._attention = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
         self._recurrent = [i for i, kind in enumerate(kinds) if kind == "linear_attention"]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(A, K, C) of the caches."""
+        return len(self._attention), self._config.num_key_value_heads, self._config.head_dim
+
     def new_prefix(self, capacity: int) -> HybridPrefix:
         """An empty prefix."""
-        return HybridPrefix(self._weight.new_zeros(len(self._attention), 2, *self._heads(capacity)))
+        return HybridPrefix(self.shape, capacity, self._weight)
 
     def new_branches(self, regions: int, capacity: int) -> HybridBranches:
         """Empty regions."""
-        heads = self._heads(capacity)
-        cache = self._weight.new_zeros(len(self._attention), 2, regions, *heads)
-        states = self._states(regions)
-        if not states:
-            nothing = self._weight.new_zeros(0, regions)
-            return HybridBranches(cache, nothing, nothing)
-        inputs, memory = ([getattr(state, name) for state in states] for name in ("inputs", "memory"))
-        return HybridBranches(cache, torch.stack(inputs), torch.stack(memory))
+        return HybridBranches(self.shape, regions, capacity, self._weight, self._states(regions))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) hidden states to (..., V) logits."""
@@ -274,9 +262,6 @@ class HybridDecoder:
                 )
             )
         return states
-
-    def _heads(self, capacity: int) -> tuple[int, int, int]:
-        return self._config.num_key_value_heads, capacity, self._config.head_dim
 
     @property
     def _weight(self) -> Tensor:

@@ -172,16 +172,35 @@ def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> Lo
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     spec = read_model_spec(model_dir).require_qwen()
-    directory = Path(model_dir).expanduser()
+    return wrap(
+        *load_parts(Qwen2_5_VLForConditionalGeneration, Path(model_dir).expanduser(), spec, device, dtype)
+    )
+
+
+def load_parts(
+    kind: Any, directory: Path, spec: ModelSpec, device: str, dtype: str
+) -> tuple[Any, TextTokenizer, ModelSpec, str]:
+    """What a LoadedModel is made of, checked.
+
+    Args:
+        kind: class of the network.
+        directory: the checkpoint's.
+        spec: read from it.
+        device: as ``load`` has it.
+        dtype: as ``load`` has it.
+
+    Returns:
+        Network, tokenizer, ``spec`` and digest.
+    """
     check_files(directory)
     where = choose_device(device)
-    kind = choose_dtype(dtype, where)
-    with Digest(directory) as model_digest:
+    of_weights = choose_dtype(dtype, where)
+    with _Digest(directory) as model_digest:
         tokenizer = TextTokenizer(directory / TOKENIZER)
-        network = load_network(Qwen2_5_VLForConditionalGeneration, directory, where, kind)
-        check_tokenizer(directory, tokenizer, spec, network)
-        check_finite(directory, network)
-    return wrap(network.eval(), tokenizer, spec, model_digest.value)
+        network = _load_network(kind, directory, where, of_weights)
+        _check_tokenizer(directory, tokenizer, spec, network)
+        _check_finite(directory, network)
+    return network.eval(), tokenizer, spec, model_digest.value
 
 
 def choose_device(name: str) -> torch.device:
@@ -218,7 +237,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-class Digest:
+class _Digest:
     """Computes the digest in a thread while the model loads."""
 
     def __init__(self, directory: Path) -> None:
@@ -232,7 +251,7 @@ class Digest:
         except Exception as error:  # handed to the loading thread
             self._error = error
 
-    def __enter__(self) -> Digest:
+    def __enter__(self) -> _Digest:
         self._thread.start()
         return self
 
@@ -244,8 +263,7 @@ class Digest:
             raise self._error
 
 
-def load_network(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of transformers' class ``kind``; MODEL_INVALID or OUT_OF_MEMORY when it cannot be had."""
+def _load_network(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -283,8 +301,7 @@ def load_network(kind: Any, directory: Path, device: torch.device, dtype: torch.
         ) from error
 
 
-def check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec, network: Any) -> None:
-    """See that the prompt's tokens are there and the network knows all; MODEL_INVALID when not."""
+def _check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec, network: Any) -> None:
     wanted = {"<|video_pad|>": spec.video_token}
     for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *wanted):
         found = tokenizer.id_of(token)
@@ -297,8 +314,7 @@ def check_tokenizer(directory: Path, tokenizer: TextTokenizer, spec: ModelSpec, 
         raise invalid(directory / TOKENIZER, f"it has {len(tokenizer)} tokens, the model only {rows}")
 
 
-def check_finite(directory: Path, network: Any) -> None:
-    """MODEL_INVALID when a weight is not finite."""
+def _check_finite(directory: Path, network: Any) -> None:
     for name, weight in network.named_parameters():
         # One pass without a temporary of the weight's size; an infinity or a NaN survives any sum.
         if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
