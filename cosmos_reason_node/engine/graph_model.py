@@ -91,6 +91,11 @@ class GraphPrefix:
         """Rows it has room for."""
         return self.cache.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of it."""
+        return self.cache.nbytes
+
     def usable(self, length: int) -> int:
         """See Prefix."""
         return length

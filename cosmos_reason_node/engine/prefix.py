@@ -189,8 +189,8 @@ class PrefixPool:
 
     @property
     def nbytes(self) -> int:
-        """Keys and values held."""
-        return sum(slot.prefix.cache.nbytes for slot in self._slots)
+        """What is held of them, in memory."""
+        return sum(slot.prefix.nbytes for slot in self._slots)
 
     def _take_over(self, slot: Slot, source: Slot, plan: Plan, shared: int) -> int:
         """Exact: the ``shared`` first tokens of ``source``, in place or copied; tokens held then."""

@@ -43,6 +43,11 @@ class Prefix:
         """Tokens it has room for."""
         return self.cache.shape[3]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of it."""
+        return self.cache.nbytes
+
     def usable(self, length: int) -> int:
         """Tokens, at most ``length``, behind which others can be read."""
         return length

@@ -43,6 +43,12 @@ class HybridPrefix(Prefix):
         super().__init__(shape, capacity, like)
         self.marks: dict[int, list[State]] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of it; states that it shares with others included."""
+        states = [state for kept in self.marks.values() for state in kept]
+        return self.cache.nbytes + sum(state.inputs.nbytes + state.memory.nbytes for state in states)
+
     def usable(self, length: int) -> int:
         """Tokens, at most ``length``, behind which a state is known."""
         return max((mark for mark in self.marks if mark <= length), default=0)

@@ -153,7 +153,9 @@ def test_what_is_kept_changes_no_answer(model, stream):
             assert kept[branch].answer.answer == fresh[branch].answer.answer
             assert kept[branch].answer.reasoning == fresh[branch].answer.reasoning
             assert kept[branch].answer.confidence == pytest.approx(fresh[branch].answer.confidence, abs=1e-3)
-    statistics = keeping.statistics
+    statistics, slots = keeping.statistics, keeping.machine.prefixes._slots
+    assert all(len(slot.prefix.marks) <= 3 for slot in slots)
+    assert keeping.machine.prefixes.nbytes > sum(slot.prefix.cache.nbytes for slot in slots)
     assert statistics.vision_hits > 20  # frames, seen one by one
     text = len(prompt.encode_prefix(model.tokenizer, [])) + 1
     whole = text + 6 * 4 + 1
