@@ -85,13 +85,19 @@ class HybridModel(LoadedModel):
 
         Returns:
             (N, D), the videos' tokens one after another.
-        """
-        pixels = patches.to(device=self.device, dtype=self.dtype)
-        parts = pixels.split([t * h * w for t, h, w in grids])
-        return torch.cat([self._see(part, grid) for part, grid in zip(parts, grids, strict=True)])
 
-    def _see(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        model, (t, h, w), merge = self.network.model, grid, self.spec.patches.merge
+        Raises:
+            ValueError: videos differ in the size of their frames, which the description fixes.
+        """
+        sizes = {(h, w) for _, h, w in grids}
+        if len(sizes) != 1:
+            raise ValueError(f"frames of a hybrid model have one size, not {sorted(sizes)} patches")
+        # All frames in one pass: processes that share the tower's weights gather them together.
+        pixels = patches.to(device=self.device, dtype=self.dtype)
+        return self._see(pixels, sum(t for t, _, _ in grids), *sizes.pop())
+
+    def _see(self, patches: Tensor, t: int, h: int, w: int) -> Tensor:
+        model, merge = self.network.model, self.spec.patches.merge
         tower, side = model.vision_tower, self.spec.patches.patch
         conv = tower.embeddings.patch_embeddings.projection
         # Patches do not overlap, so the convolution is a product. They come by visual token, and go by row.

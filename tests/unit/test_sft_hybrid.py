@@ -14,6 +14,7 @@ from cosmos_reason_node.types import Query, QueryKind
 from tests import tiny_hybrid, tiny_model
 from tests.unit.sft_files import make_data, settings
 from tests.unit.test_sft_memory import ALONE, peak_of
+from tests.unit.test_sft_parallel import started
 from tests.unit.test_torch_engine import answers, request
 from training.settings import make_settings
 from training.sft import memory, run
@@ -108,6 +109,20 @@ def test_the_estimate_is_near_the_measured_peak(files, tmp_path, checkpointing):
     expected = estimated.gradients + estimated.activations + estimated.logits
     print(f"estimated {expected / 2**20:.1f} MiB, measured {peak / 2**20:.1f} MiB")
     assert 0.95 * peak < expected < 1.5 * peak
+
+
+def test_two_processes_do_what_one_does(files, tmp_path):
+    """FSDP2 over gloo, whose units are tower and language layers of this family."""
+
+    def settled(output):
+        value = settings(*files, output, model={"checkpointing": True}, optimizer={"steps": 3})
+        return make_settings(SftConfig, value)
+
+    run.run(settled(tmp_path / "one"))
+    for worker in started(2, settled(tmp_path / "two")):
+        worker.join()
+        assert worker.exitcode == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_parts_are_all_there(files):
