@@ -19,14 +19,27 @@ def network_class(*, hybrid: bool) -> Any:
     return Qwen2_5_VLForConditionalGeneration
 
 
+_TOWERS = ("visual", "vision_tower", "multi_modal_projector")
+
+
 def tower(network: Any) -> list[nn.Module]:
-    """What makes visual tokens of frames."""
-    model = network.model
-    return [model.visual] if hasattr(model, "visual") else [model.vision_tower, model.multi_modal_projector]
+    """What makes visual tokens of frames; nothing after ``without_tower``."""
+    found = (getattr(network.model, name, None) for name in _TOWERS)
+    return [part for part in found if part is not None]
+
+
+def without_tower(network: Any) -> None:
+    """Free the tower's memory: visual tokens come from elsewhere."""
+    for name in _TOWERS:
+        if hasattr(network.model, name):
+            setattr(network.model, name, None)
 
 
 def blocks(network: Any) -> list[nn.Module]:
     """The layers of tower and language model."""
-    model = network.model
-    seeing = model.visual.blocks if hasattr(model, "visual") else model.vision_tower.encoder.layer
-    return [*seeing, *model.language_model.layers]
+    seeing: list[nn.Module] = []
+    for part in tower(network):
+        encoder: Any = getattr(part, "encoder", None)
+        layers: Any = getattr(part, "blocks", None) if encoder is None else encoder.layer
+        seeing += layers or ()
+    return [*seeing, *network.model.language_model.layers]

@@ -83,8 +83,8 @@ class ModelSpec:
         if self.hybrid:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST,
-                f"{self.model_id} is a hybrid model (Nemotron-H): the node's engine torch, training.eval and "
-                "training.sft take it; reinforcement learning and export take Qwen2.5-VL (docs/hybrid.md)",
+                f"{self.model_id} is a hybrid model (Nemotron-H): the node's engine torch and training take it; "
+                "export to graphs takes Qwen2.5-VL (docs/hybrid.md)",
             )
         return self
 

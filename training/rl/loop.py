@@ -152,12 +152,13 @@ def asked_digest(config: RlConfig, sampler: TaskSampler) -> str:
 
 def make_sampler(config: RlConfig) -> TaskSampler:
     """The run's questions."""
-    return TaskSampler(config.data, read_model_spec(config.model.path).require_qwen(), config.run.seed)
+    return TaskSampler(config.data, read_model_spec(config.model.path), config.run.seed)
 
 
 def make_roller(config: RlConfig, sampler: TaskSampler | None = None) -> Roller:
     """A rollout worker's model and questions, which are read where they are not given."""
-    from cosmos_reason_node.models.qwen2_5_vl import DTYPES, load
+    from cosmos_reason_node.models.load import load
+    from cosmos_reason_node.models.qwen2_5_vl import DTYPES
 
     from .publish import rollout_dtype
     from .rollout import Roller

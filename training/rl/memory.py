@@ -33,6 +33,7 @@ from .tasks import TaskSampler
 # Bytes of float32 for each answer token and word: masked logits, their logarithm and its gradient, and what
 # becomes of them on the way to the entropy.
 _READING = 5 * 4
+_MARKS = 3  # states that a hybrid's prefix keeps (models/hybrid_decoder.py)
 _START_TOKENS = 2048  # of questions, that an engine starts answers to in one step (engine/batch.py)
 
 
@@ -155,8 +156,14 @@ def estimate_engine(
     """What an engine holds while it answers the longest question; arguments as above."""
     text, vision, each = _text(architecture), architecture["vision_config"], rollout_dtype(config).itemsize
     group, heads = config.grpo.group_size, text["num_attention_heads"]
-    wide = text["hidden_size"]
-    keys = 2 * wide * text["num_key_value_heads"] // heads * text["num_hidden_layers"]
+    wide, states = text["hidden_size"], 0
+    if "layers_block_type" in text:  # a hybrid: few layers have keys, the others a state an answer
+        kinds = text["layers_block_type"]
+        keys = 2 * text["num_key_value_heads"] * text["head_dim"] * kinds.count("full_attention")
+        inner = text["mamba_num_heads"] * text["mamba_head_dim"]
+        states = 4 * inner * text["ssm_state_size"] * kinds.count("linear_attention")
+    else:
+        keys = 2 * wide * text["num_key_value_heads"] // heads * text["num_hidden_layers"]
     region = question.text + config.rollout.max_tokens + FORCED_TOKENS
     prefix = question.shared - question.text
     layer = (8 * wide + 3 * text["intermediate_size"]) * each
@@ -167,7 +174,7 @@ def estimate_engine(
     starting = started * (layer + 4 * 4 * heads * question.shared)
     return EngineEstimate(
         weights=count.total * each,
-        cache=keys * each * (prefix + group * region),
+        cache=keys * each * (prefix + group * region) + states * (_MARKS + group),
         activations=max(prefix * layer, seeing, starting),
     )
 

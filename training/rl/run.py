@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel, load
+from cosmos_reason_node.models import parts
+from cosmos_reason_node.models.load import load
+from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel
 from cosmos_reason_node.models.spec import read_model_spec
 from training.sft.export import export
 from training.sft.loop import Job, TrainingError, train
@@ -165,7 +167,8 @@ def prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel
     model = load(base, device="cpu", dtype="float32")
     settings = config.model
     if not settings.train_vision:
-        model.network.model.visual.requires_grad_(False)
+        for part in parts.tower(model.network):
+            part.requires_grad_(False)
     if settings.checkpointing:
         enable = getattr(model.network, "activation_checkpointing_enable", None)
         (enable or model.network.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -175,7 +178,7 @@ def prepare(config: RlConfig, base: Path, context: Context) -> tuple[LoadedModel
         frozen = load(base, device="cpu", dtype="float32")
         frozen.network.requires_grad_(False)
         if not settings.train_vision:
-            frozen.network.model.visual = None  # it is given what the policy's sees
+            parts.without_tower(frozen.network)  # it is given what the policy's sees
         reference = _placed(frozen, config, context, frozen_vision=True).eval()
     return model, GrpoLoss(policy, reference, config.grpo)
 
@@ -184,9 +187,7 @@ def _placed(model: LoadedModel, config: RlConfig, context: Context, *, frozen_vi
     compute = DTYPES[config.model.compute]
     policy = Policy(model, compute, frozen_vision=frozen_vision)
     if context.world > 1:
-        tower = model.network.model.visual
-        blocks = [*(tower.blocks if tower is not None else ()), *model.network.model.language_model.layers]
-        shard(policy, blocks, context, compute)
+        shard(policy, parts.blocks(model.network), context, compute)
         policy.everywhere = True
     return policy.to(context.device)
 
