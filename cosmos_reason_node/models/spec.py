@@ -83,7 +83,7 @@ class ModelSpec:
         if self.hybrid:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST,
-                f"{self.model_id} is a hybrid model (Nemotron-H): the node's engine torch and training take it; "
+                f"{self.model_id} is a hybrid model (Nemotron-H), which engine torch and training take; "
                 "export to graphs takes Qwen2.5-VL (docs/hybrid.md)",
             )
         return self
