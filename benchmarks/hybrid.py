@@ -46,6 +46,7 @@ def build(tokenizer: TextTokenizer) -> HybridModel:
     config.image_token_id = tokenizer.id_of("<|video_pad|>")
     torch.manual_seed(0)
     network = HybridNetwork(config).eval()
+    network.generation_config.eos_token_id = tokenizer.id_of("<|im_end|>")  # else it is some word
     with torch.no_grad():
         for weight in network.parameters():
             if weight.ndim == 2:  # spread widely, or greedy output is one token for ever

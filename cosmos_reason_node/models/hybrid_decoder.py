@@ -207,6 +207,7 @@ class HybridDecoder:
         own = slice(first, first + rows)
         region = torch.arange(first, first + rows, device=embedded.device)[:, None]
         new = lengths == 0
+        begins = bool(new.any())
 
         def attention(place: int, mixer: Any, hidden: Tensor) -> Tensor:
             query, stored = self._project(mixer, hidden)
@@ -218,11 +219,13 @@ class HybridDecoder:
             return attend(query, shared, cache[:, own].flatten(1, 2), hides, mixer.scaling)
 
         def recurrent(place: int, mixer: Any, hidden: Tensor) -> Tensor:
-            before = prefix.marks[prefix.length][place]
-            state = State(
-                torch.where(new[:, None, None], before.inputs, branches.inputs[place, own]),
-                torch.where(new[:, None, None, None], before.memory, branches.memory[place, own]),
-            )
+            state = State(branches.inputs[place, own], branches.memory[place, own])
+            if begins:
+                before = prefix.marks[prefix.length][place]
+                state = State(
+                    torch.where(new[:, None, None], before.inputs, state.inputs),
+                    torch.where(new[:, None, None, None], before.memory, state.memory),
+                )
             out, state = mix(mixer, hidden, state, ends + 1)
             branches.inputs[place, own], branches.memory[place, own] = state.inputs, state.memory
             return out

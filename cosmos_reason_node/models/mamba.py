@@ -112,6 +112,8 @@ def scan(
         out, memory = kernel(values, step, decay, write, read, chunk, **more)
         return out.float(), memory.float()
     values, write, read = values.float(), write.float(), read.float()
+    if values.shape[1] == 1:
+        return _token(values, step[:, 0], decay, write, read, skip, memory)
     groups = write.shape[2]
     weighed = (values * step[..., None]).unflatten(2, (groups, -1))  # (B, L, G, H/G, C)
     rates = (step * decay).unflatten(2, (groups, -1))
@@ -123,6 +125,19 @@ def scan(
         parts.append(part)
     out = torch.cat(parts, 1).flatten(2, 3)
     return out + values * skip[:, None], memory.flatten(1, 2)
+
+
+def _token(
+    values: Tensor, step: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``scan`` of one token of each row: the recurrence itself."""
+    share = values.shape[2] // write.shape[2]
+    write, read = (part[:, 0].repeat_interleave(share, 1) for part in (write, read))  # (B, H, N)
+    value = values[:, 0]
+    new = (value * step[..., None])[..., None] * write[:, :, None]
+    memory = torch.addcmul(new, memory, (step * decay).exp()[..., None, None])
+    out = torch.matmul(memory, read[..., None])[..., 0]
+    return torch.addcmul(out, value, skip[:, None])[:, None], memory
 
 
 def _chunk(
