@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs in one process: what rollouts and trainer agree on, going on after a crash, and bad luck."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ import torch
 from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, short, story
 from tests.unit.sft_files import forked, wait_for
+from training.data.readers import open_data_set
+from training.data.readers.jsonl import write_samples
+from training.data.schema import QuestionKind
 from training.rl import toy
 from training.rl.actors import run_ray
 from training.rl.books import BooksError, RolloutError, Ticket
@@ -426,6 +430,21 @@ def test_data_sets_of_one_name_are_told_apart(base, tmp_path):
     config = short(*base, tmp_path / "run", data={"sources": sources})
     names = TaskSampler(config.data, load(base[0], device="cpu").spec, 0).names
     assert names == ["kitchen/data", "office/data:1", "office/data:train"]
+
+
+def test_kinds_of_one_data_set_are_drawn_equally(base, tmp_path):
+    data = toy.write_data(tmp_path / "data", 40, 1)
+    rare, *most = open_data_set(data).samples
+    write_samples(data, [dataclasses.replace(rare, kind=QuestionKind.AFFORDANCE), *most])
+    sources = [{"path": str(data), "kind": kind} for kind in ("affordance", "other")]
+    config = short(*base, tmp_path / "run", data={"sources": sources})
+    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
+    assert sampler.names == ["data:affordance", "data:other"]
+    drawn = [sampler.draw(Ticket(n, p, 0)) for n in range(50) for p in range(4)]
+    assert 75 < sum(task.name == rare.sample_id for task in drawn) < 125
+    assert {task.sample.kind for task in drawn if task.source == "data:affordance"} == {
+        QuestionKind.AFFORDANCE
+    }
 
 
 def test_one_output_takes_one_run(base, tmp_path):

@@ -14,11 +14,12 @@ from cosmos_reason_node.vision.patchify import patchify
 from tests.unit.nano_files import NANO
 from tests.unit.sft_files import make_data, make_samples
 from training.data.problems import DataError
+from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
-from training.data.schema import Turn
+from training.data.schema import QuestionKind, Turn
 from training.sft.batches import RowLoader, RowSource
 from training.sft.config import DataConfig, SourceConfig
-from training.sft.data import Rejections, RowSampler, Source, adapt_spec, load_sources, plan, spread
+from training.sft.data import Rejections, RowSampler, Source, adapt_spec, chosen, load_sources, plan, spread
 
 SPEC = read_model_spec(NANO)
 
@@ -101,8 +102,25 @@ def test_a_source_with_nothing_left_is_an_error(tmp_path, tokenizer, folder):
         read(
             dataclasses.replace(config(folder), sources=(SourceConfig(str(folder), split="test"),)), tokenizer
         )
+    with pytest.raises(DataError, match=r"has no sample of kind 'order'; it has: .*task_completion"):
+        chosen(open_data_set(folder).samples, SourceConfig(str(folder), kind="order"))
     with pytest.raises(DataError, match=r"over data.max_tokens = 64"):
         read(config(folder, max_tokens=64), tokenizer)
+
+
+def test_a_source_of_one_kind_or_category(folder):
+    samples = open_data_set(folder).samples
+    filed = [
+        dataclasses.replace(s, kind=QuestionKind.COMMON_SENSE, category="order", question="?")
+        for s in samples[:2]
+    ]
+    mixed = [*filed, *samples[2:]]
+    assert chosen(mixed, SourceConfig(str(folder), kind="order")) == filed
+    assert chosen(mixed, SourceConfig(str(folder), kind="common_sense")) == filed
+    kind = samples[2].kind
+    assert chosen(mixed, SourceConfig(str(folder), kind=kind.value)) == [
+        s for s in samples[2:] if s.kind is kind
+    ]
 
 
 def test_missing_frames_name_the_sample(tmp_path, tokenizer):

@@ -22,6 +22,7 @@ from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Problem
 from training.data.readers import DataSet, open_data_set
 from training.data.schema import Sample
+from training.sft.data import chosen
 
 from .books import Ticket
 from .config import DataConfig
@@ -89,15 +90,10 @@ class TaskSampler:
         self._sets: list[tuple[str, DataSet, list[Sample]]] = []
         for name, source in zip(_names(config), config.sources, strict=True):
             opened = open_data_set(Path(source.path).expanduser(), source.layout, strict=config.strict)
-            samples = [s for s in opened.samples if not source.split or s.split == source.split]
-            if samples and all(s.history for s in samples):
+            samples = [s for s in chosen(opened.samples, source) if not s.history][: source.limit or None]
+            if not samples:
                 what = "all samples go on with a conversation, which is not rolled out: take another data set"
                 raise DataError([Problem(source.path, 0, "history", what)])
-            samples = [s for s in samples if not s.history][: source.limit or None]
-            if not samples:
-                splits = ", ".join(sorted({s.split for s in opened.samples}))
-                what = f"has no sample of split {source.split!r}; it has: {splits}. Change the source's split"
-                raise DataError([Problem(source.path, 0, "split", what)])
             for sample in samples:
                 _check_reward(sample, source.path)
             self._sets.append((name, opened, samples))
@@ -176,11 +172,14 @@ def _names(config: DataConfig) -> list[str]:
         (n for n in range(1, max(map(len, paths))) if len({p[-n:] for p in paths}) == len(set(paths))), 1
     )
     names = ["/".join(path[-kept:]) for path in paths]
-    # One folder may be named twice, for two splits of it.
-    return [
-        name if names.count(name) == 1 else f"{name}:{source.split or number}"
-        for number, (name, source) in enumerate(zip(names, config.sources, strict=True))
-    ]
+    # One folder may be named more than once, for several kinds or splits of it.
+    numbers = [str(number) for number in range(len(names))]
+    splits = [source.split or number for source, number in zip(config.sources, numbers, strict=True)]
+    for tails in ([source.kind for source in config.sources], splits, numbers):
+        told = [n if names.count(n) == 1 else f"{n}:{tail}" for n, tail in zip(names, tails, strict=True)]
+        if len(set(told)) == len(told):
+            break
+    return told
 
 
 def _check_reward(sample: Sample, path: str) -> None:

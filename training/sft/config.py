@@ -22,6 +22,8 @@ class SourceConfig:
         path: its folder.
         weight: its share of the rows drawn, relative to the other sources' weights.
         split: only samples of this split; "" = all.
+        kind: only samples of this question kind or category of common sense; "" = all. A folder may be named
+            once for each of its kinds, so that each is drawn equally often.
         layout: reader (training.data.readers.READERS); "" = find out.
         limit: at most so many samples; 0 = all.
     """
@@ -29,6 +31,7 @@ class SourceConfig:
     path: str
     weight: float = setting(1.0, low=1e-6, high=1e6)
     split: str = "train"
+    kind: str = ""
     layout: str = ""
     limit: int = setting(0, low=0)
 

@@ -124,6 +124,25 @@ def load_sources(
     return [_load_source(config, data, tokenizer, spec, seed, rejections) for config in configs]
 
 
+def chosen(samples: Sequence[Sample], config: SourceConfig) -> list[Sample]:
+    """Those of a source's split and kind; its limit is not applied.
+
+    Raises:
+        DataError: there are none.
+    """
+    of_split = [s for s in samples if not config.split or s.split == config.split]
+    if not of_split:
+        splits = ", ".join(sorted({s.split for s in samples}))
+        what = f"has no sample of split {config.split!r}; it has: {splits}. Change the source's split"
+        raise DataError([Problem(config.path, 0, "split", what)])
+    of_kind = [s for s in of_split if not config.kind or config.kind in (s.kind.value, s.category)]
+    if not of_kind:
+        kinds = ", ".join(sorted({s.category or s.kind.value for s in of_split}))
+        what = f"has no sample of kind {config.kind!r}; it has: {kinds}. Change the source's kind"
+        raise DataError([Problem(config.path, 0, "kind", what)])
+    return of_kind
+
+
 def _load_source(
     config: SourceConfig,
     data: DataConfig,
@@ -134,13 +153,7 @@ def _load_source(
 ) -> Source:
     opened = open_data_set(Path(config.path).expanduser(), config.layout, strict=data.strict)
     rejections.problems += opened.report.problems
-    samples = [sample for sample in opened.samples if not config.split or sample.split == config.split]
-    if config.limit:
-        samples = samples[: config.limit]
-    if not samples:
-        splits = ", ".join(sorted({sample.split for sample in opened.samples}))
-        what = f"has no sample of split {config.split!r}; it has: {splits}. Change the source's split"
-        raise DataError([Problem(config.path, 0, "split", what)])
+    samples = chosen(opened.samples, config)[: config.limit or None]
     windows: dict[tuple[tuple[Media, ...], bool], list[Sample]] = {}
     for sample in samples:
         windows.setdefault((sample.media, opened.whole(sample)), []).append(sample)
