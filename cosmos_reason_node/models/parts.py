@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+_TOWERS = ("visual", "vision_tower", "multi_modal_projector")  # of either family
+
 
 def network_class(*, hybrid: bool) -> Any:
     """The class of a family's networks."""
@@ -17,9 +19,6 @@ def network_class(*, hybrid: bool) -> Any:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     return Qwen2_5_VLForConditionalGeneration
-
-
-_TOWERS = ("visual", "vision_tower", "multi_modal_projector")
 
 
 def tower(network: Any) -> list[nn.Module]:

@@ -4,7 +4,10 @@
 import numpy as np
 
 from training.rl import toy
+from training.rl.books import Ticket
 from training.rl.config import RlConfig
+from training.rl.loop import make_roller
+from training.rl.rewards import judge
 from training.sft.report import read_log
 
 
@@ -24,6 +27,16 @@ def short(base, data, output, /, **sections) -> RlConfig:
     for name, more in sections.items():
         changes[name] = changes.get(name, {}) | more
     return toy.settings(base, data, output, 0, **changes)
+
+
+def rolled(config):
+    """The roller at version 0, and the judged groups of the first three tickets with their tasks."""
+    roller = make_roller(config)
+    roller.version = 0
+    tickets = [Ticket(0, place, 0) for place in range(3)]
+    tasks = [roller.sampler.draw(ticket) for ticket in tickets]
+    groups = [judge(roller.roll(ticket), task, config) for ticket, task in zip(tickets, tasks, strict=True)]
+    return roller, list(zip(groups, tasks, strict=True))
 
 
 def story(output):

@@ -6,21 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosmos_reason_node.engine.run import FORCED_TOKENS
 from cosmos_reason_node.models import parts
 from cosmos_reason_node.models.load import load
+from cosmos_reason_node.models.spec import read_json
 from tests import tiny_hybrid
-from tests.unit.rl_files import close, short
+from tests.unit.rl_files import close, rolled, short
 from tests.unit.sft_files import settings
 from training.rl import toy
-from training.rl.books import Ticket
-from training.rl.loop import make_roller, run_inline
-from training.rl.memory import check_memory, longest_question
+from training.rl.loop import make_sampler, run_inline
+from training.rl.memory import check_memory, estimate_engine, fine_tuning, longest_question
 from training.rl.policy import GrpoLoss, Policy, RowPacker
-from training.rl.rewards import judge
 from training.rl.run import prepare
 from training.settings import make_settings
 from training.sft import run
 from training.sft.config import SftConfig
+from training.sft.memory import count_parameters
 from training.sft.parallel import Context
 from training.sft.report import read_log
 
@@ -40,14 +41,10 @@ def base(tmp_path_factory):
 
 def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
     config = short(*base, tmp_path / "run")
-    roller = make_roller(config)
-    roller.version = 0
-    tickets = [Ticket(0, place, 0) for place in range(3)]
-    tasks = [roller.sampler.draw(ticket) for ticket in tickets]
-    groups = [judge(roller.roll(ticket), task, config) for ticket, task in zip(tickets, tasks, strict=True)]
+    roller, judged = rolled(config)
     model = load(config.model.path, device="cpu", dtype="float32")
     packer = RowPacker(model, config, roller.sampler.window)
-    rows = [row for group, task in zip(groups, tasks, strict=True) for row in packer.rows(group, task)]
+    rows = [row for group, task in judged for row in packer.rows(group, task)]
     batch = packer.batch(rows)
     policy = Policy(model, torch.float32, frozen_vision=False)
     assert close(GrpoLoss(policy, None, config.grpo).log_probs(batch), batch.sampled, 1e-3)
@@ -79,10 +76,23 @@ def test_the_reference_has_no_tower_of_its_own(base, tmp_path):
     assert len(parts.blocks(policy)) == len(parts.blocks(reference)) + 2
 
 
-def test_states_are_in_the_estimate_of_a_rollout_worker(base, tmp_path):
-    from training.rl.loop import make_sampler
-
+def test_one_more_answer_costs_its_states_and_keys_in_the_estimate(base, tmp_path):
     config = short(*base, tmp_path / "run")
-    lines = check_memory(config, longest_question(config, make_sampler(config)))
-    assert len(lines) == 2
-    assert "of a rollout worker" in lines[0]
+    assert "of a rollout worker" in check_memory(config, longest_question(config, make_sampler(config)))[0]
+
+    def cache(group):
+        asked = short(*base, tmp_path / "run", grpo={"group_size": group})
+        count = count_parameters(base[0], fine_tuning(asked))
+        question = longest_question(asked, make_sampler(asked))
+        estimated = estimate_engine(read_json(base[0] / "config.json"), count, question, asked, 2)
+        return estimated.cache, question.text + asked.rollout.max_tokens + FORCED_TOKENS
+
+    (four, region), (five, _) = cache(4), cache(5)
+    mixers = [block.mixer for block in load(base[0], "cpu").network.model.language_model.layers]
+    recurrent = [m for m in mixers if hasattr(m, "ssm_state_size")]
+    keyed = [m for m in mixers if hasattr(m, "k_proj")]
+    assert len(recurrent) == 4
+    assert len(keyed) == 2
+    states = 4 * sum(m.num_heads * m.head_dim * m.ssm_state_size for m in recurrent)
+    keys = 4 * region * sum(m.k_proj.out_features + m.v_proj.out_features for m in keyed)
+    assert five - four == states + keys

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cosmos_reason_node.models.qwen2_5_vl import load
-from tests.unit.rl_files import close, make_base, short, story
+from tests.unit.rl_files import close, make_base, rolled, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
@@ -55,25 +55,21 @@ def whole(base, tmp_path_factory):
 def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
     many = {"group_size": 16}
     config = short(*base, tmp_path / "run", grpo=many)
-    roller = make_roller(config)
-    roller.version = 0
-    tickets = [Ticket(0, place, 0) for place in range(3)]
-    tasks = [roller.sampler.draw(ticket) for ticket in tickets]
-    groups = [judge(roller.roll(ticket), task, config) for ticket, task in zip(tickets, tasks, strict=True)]
+    roller, judged = rolled(config)
     model = load(config.model.path, device="cpu", dtype="float32")
     packer = RowPacker(model, config, roller.sampler.window)
-    rows = [row for group, task in zip(groups, tasks, strict=True) for row in packer.rows(group, task)]
+    rows = [row for group, task in judged for row in packer.rows(group, task)]
     batch = packer.batch(rows)
     policy = Policy(model, torch.float32, frozen_vision=False)
     log_probs = GrpoLoss(policy, None, config.grpo).log_probs(batch)
     assert close(log_probs, batch.sampled, 1e-4)
-    lengths = [len(answer.tokens) for group in groups for answer in group.answers]
+    lengths = [len(answer.tokens) for group, _ in judged for answer in group.answers]
     assert len(batch.sampled) == sum(lengths)
-    assert all(set(answer.versions) == {0} for group in groups for answer in group.answers)
+    assert all(set(answer.versions) == {0} for group, _ in judged for answer in group.answers)
     # Bounded rows: a group is spread over several, and what is computed stays the same.
     narrow = short(*base, tmp_path / "run", grpo=many, data={"max_tokens": 64})
     spread = RowPacker(model, narrow, roller.sampler.window)
-    pieces = [row for group, task in zip(groups, tasks, strict=True) for row in spread.rows(group, task)]
+    pieces = [row for group, task in judged for row in spread.rows(group, task)]
     assert len(pieces) > len(rows)
     assert close(GrpoLoss(policy, None, config.grpo).log_probs(spread.batch(pieces)), log_probs, 1e-4)
 
