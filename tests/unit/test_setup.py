@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,11 +17,14 @@ PACKAGES = ["python3-numpy", "python3-opencv", "python3-yaml", "python3-colcon-c
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     """The script as a module, for a machine with a ROS 2 distribution, with folders of the test's own."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    commands = importlib.import_module("setup_commands")
     spec = importlib.util.spec_from_file_location("scripts_setup", ROOT / "scripts" / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name in ("BUILD", "VENV"):
         monkeypatch.setattr(module, name, tmp_path / name.lower())
+        monkeypatch.setattr(commands, name, tmp_path / name.lower())
     monkeypatch.setattr(module, "sourced_distribution", lambda: "jazzy")
     monkeypatch.setattr(module, "install_system_packages", lambda test: None)
     monkeypatch.setattr(module, "make_environment", lambda distribution: None)
