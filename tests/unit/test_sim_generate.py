@@ -3,7 +3,14 @@ import pytest
 
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
-from training.data.sim.episode import GALLERY_SEED, HELD_OUT_SEED, load_episode, run_episode, task_of
+from training.data.sim.episode import (
+    GALLERY_SEED,
+    HELD_OUT_SEED,
+    VALIDATION_SEED,
+    load_episode,
+    run_episode,
+    task_of,
+)
 from training.data.sim.generate import CLIPS, EPISODES, Counts, generate, path_of
 from training.data.sim.physics.clip import load_clip
 
@@ -30,6 +37,15 @@ def test_an_interrupted_run_goes_on_and_makes_the_same(tmp_path):
     assert (load_clip(lost).frames == before).all()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert load_episode(path_of(tmp_path, EPISODES, HELD_OUT_SEED)).split == "held_out"
+
+
+def test_validation_looks_like_the_held_out_split_and_is_kept_apart(tmp_path):
+    counts = Counts(0, 0, 0, 0, 0, validation_episodes=0, validation_clips=1)
+    assert generate(tmp_path, counts, processes=1) == 1
+    path = tmp_path / "clips" / "validation" / f"clip{VALIDATION_SEED}.npz"
+    assert path == path_of(tmp_path, CLIPS, VALIDATION_SEED)
+    assert load_clip(path).split == "held_out"
+    assert not (tmp_path / "clips" / "held_out").exists()
 
 
 def test_training_episodes_of_tasks_left_out_are_not_made(tmp_path):

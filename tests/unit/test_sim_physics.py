@@ -178,7 +178,11 @@ def test_tiles_put_back_in_their_places_are_the_frame():
 def test_a_clip_survives_the_disk(tmp_path):
     clip = run_clip(HELD_OUT_SEED + 7)
     path = save_clip(tmp_path, clip)
-    assert path == clip_path(tmp_path, "held_out", HELD_OUT_SEED + 7)
+    assert (
+        path
+        == clip_path(tmp_path, HELD_OUT_SEED + 7)
+        == tmp_path / "held_out" / f"clip{HELD_OUT_SEED + 7}.npz"
+    )
     assert not list(path.parent.glob("*.part"))
     back = load_clip(path)
     assert same(back, clip, [*STATES, "frames"])

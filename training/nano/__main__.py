@@ -28,7 +28,15 @@ def _generate(options: argparse.Namespace) -> None:
 
     from .source import HELD_OUT_TASKS
 
-    counts = Counts(options.train, options.galleries, options.held_out, options.clips, options.held_out_clips)
+    counts = Counts(
+        options.train,
+        options.galleries,
+        options.held_out,
+        options.clips,
+        options.held_out_clips,
+        options.validation,
+        options.validation_clips,
+    )
     made = generate(WORK, counts, options.processes, HELD_OUT_TASKS)
     print(f"{made} files made, in {WORK}/episodes and {WORK}/clips")
 
@@ -153,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--held-out", type=int, default=320, help="the same, of the held-out split")
     generate.add_argument("--clips", type=int, default=6000, help="clips of table-top physics")
     generate.add_argument("--held-out-clips", type=int, default=600, help="the same, of the held-out split")
+    generate.add_argument("--validation", type=int, default=0, help="episodes to choose checkpoints by")
+    generate.add_argument("--validation-clips", type=int, default=0, help="clips to choose checkpoints by")
     generate.add_argument("--processes", type=int, default=cores, help="worker processes")
     generate.set_defaults(run=_generate)
 

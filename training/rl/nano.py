@@ -196,9 +196,9 @@ def main() -> None:
     """Prepare."""
     parser = argparse.ArgumentParser(prog="python -m training.rl.nano", description=__doc__)
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--episodes", type=int, default=400)
-    parser.add_argument("--clips", type=int, default=1600)
-    parser.add_argument("--windows", type=int, default=2000, help="of each of the three data sets")
+    parser.add_argument("--episodes", type=int, default=800)
+    parser.add_argument("--clips", type=int, default=7000)
+    parser.add_argument("--windows", type=int, default=8000, help="of each of the three data sets")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     prepare(options.work, options.episodes, options.clips, options.windows, options.processes)

@@ -33,8 +33,10 @@ _SMALL_SHARE = 0.65
 FRAME_SIZE = (112, 112)  # nano's
 # Held-out seeds start here; training seeds lie below, from GALLERY_SEED on those of galleries: episodes in
 # which every pair of frames has a look of its own. They show the vision tower, which sees one pair at a time,
-# far more cameras and colours than as many films would.
+# far more cameras and colours than as many films would. From VALIDATION_SEED on lie those of validation: they
+# look like held-out ones, for choices between checkpoints, so that no choice is made on the held-out set.
 HELD_OUT_SEED = 1_000_000
+VALIDATION_SEED = 2_000_000
 GALLERY_SEED = 500_000
 
 
@@ -44,7 +46,7 @@ class Episode:
 
     Attributes:
         seed: it was made from.
-        split: "train" or "held_out".
+        split: "train" or "held_out": whose looks it has.
         scene: name of the scene.
         plan: name of the plan.
         task: of the skill that the plan was about.
@@ -68,8 +70,13 @@ class Episode:
 
 
 def split_of(seed: int) -> Split:
-    """The split that a seed belongs to."""
+    """The split whose looks the simulation of a seed has."""
     return "held_out" if seed >= HELD_OUT_SEED else "train"
+
+
+def folder_of(seed: int) -> str:
+    """The folder that the simulation of a seed is kept in: its split, or "validation"."""
+    return "validation" if seed >= VALIDATION_SEED else split_of(seed)
 
 
 def run_episode(
@@ -166,7 +173,7 @@ def _start_openness(rng: np.random.Generator, opens: bool, plan_name: str) -> fl
 
 def episode_path(root: Path, seed: int) -> Path:
     """File of the episode of ``seed`` under the data directory ``root``."""
-    return root / split_of(seed) / f"{seed:07d}.npz"
+    return root / folder_of(seed) / f"{seed:07d}.npz"
 
 
 def save_episode(root: Path, episode: Episode) -> Path:

@@ -10,7 +10,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from .episode import GALLERY_SEED, HELD_OUT_SEED, episode_path, run_episode, save_episode, split_of, task_of
+from .episode import (
+    GALLERY_SEED,
+    HELD_OUT_SEED,
+    VALIDATION_SEED,
+    episode_path,
+    run_episode,
+    save_episode,
+    split_of,
+    task_of,
+)
 from .physics.clip import clip_path, save_clip
 from .physics.run import run_clip
 
@@ -25,6 +34,7 @@ class Counts:
         episodes, held_out_episodes: seeds for the robot arm.
         galleries: seeds of training episodes of many looks (see episode.py).
         clips, held_out_clips: of table-top physics.
+        validation_episodes, validation_clips: like the held-out ones, for choices between checkpoints.
     """
 
     episodes: int
@@ -32,6 +42,8 @@ class Counts:
     held_out_episodes: int
     clips: int
     held_out_clips: int
+    validation_episodes: int = 0
+    validation_clips: int = 0
 
     def seeds(self) -> list[tuple[str, int]]:
         """(folder, seed) of all, each sort evenly spread: unfinished data can be trained on and evaluated."""
@@ -41,6 +53,8 @@ class Counts:
             (EPISODES, HELD_OUT_SEED, self.held_out_episodes),
             (CLIPS, 0, self.clips),
             (CLIPS, HELD_OUT_SEED, self.held_out_clips),
+            (EPISODES, VALIDATION_SEED, self.validation_episodes),
+            (CLIPS, VALIDATION_SEED, self.validation_clips),
         )
         keyed = [
             ((i + 0.5) / count, folder, first + i) for folder, first, count in sorts for i in range(count)
@@ -52,7 +66,7 @@ def path_of(root: Path, folder: str, seed: int) -> Path:
     """File of a seed under the data directory ``root``."""
     if folder == EPISODES:
         return episode_path(root / EPISODES, seed)
-    return clip_path(root / CLIPS, split_of(seed), seed)
+    return clip_path(root / CLIPS, seed)
 
 
 def make(job: tuple[Path, str, int]) -> None:
@@ -77,7 +91,8 @@ def generate(root: Path, counts: Counts, processes: int, without: Collection[str
     """Make what is missing.
 
     Args:
-        root: data directory; gets episodes/ and clips/, each with train/ and held_out/.
+        root: data directory; gets episodes/ and clips/, each with train/, held_out/ and
+            validation/.
         counts: how many of each sort.
         processes: worker processes.
         without: tasks of which no training episode is made; their seeds are passed over.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..episode import folder_of
 from ..look import Split
 
 FRAME_SIDE = 112  # nano's, pixels
@@ -85,14 +86,14 @@ class Clip:
         return [i for i, kind in enumerate(self.kinds.tolist()) if kind in kinds]
 
 
-def clip_path(root: Path, split: Split, seed: int) -> Path:
+def clip_path(root: Path, seed: int) -> Path:
     """File of the clip of ``seed`` under the data directory ``root``."""
-    return root / split / f"clip{seed:07d}.npz"
+    return root / folder_of(seed) / f"clip{seed:07d}.npz"
 
 
 def save_clip(root: Path, clip: Clip) -> Path:
     """Write a clip atomically."""
-    path = clip_path(root, clip.split, clip.seed)
+    path = clip_path(root, clip.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(clip).items()}
