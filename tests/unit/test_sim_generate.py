@@ -40,12 +40,14 @@ def test_an_interrupted_run_goes_on_and_makes_the_same(tmp_path):
 
 
 def test_validation_looks_like_the_held_out_split_and_is_kept_apart(tmp_path):
-    counts = Counts(0, 0, 0, 0, 0, validation_episodes=0, validation_clips=1)
-    assert generate(tmp_path, counts, processes=1) == 1
+    counts = Counts(0, 0, 0, 0, 0, validation_episodes=1, validation_clips=1)
+    assert generate(tmp_path, counts, processes=1) == 2
     path = tmp_path / "clips" / "validation" / f"clip{VALIDATION_SEED}.npz"
     assert path == path_of(tmp_path, CLIPS, VALIDATION_SEED)
     assert load_clip(path).split == "held_out"
-    assert not (tmp_path / "clips" / "held_out").exists()
+    episode = tmp_path / "episodes" / "validation" / f"{VALIDATION_SEED}.npz"
+    assert load_episode(episode).split == "held_out"
+    assert {folder.name for folder in tmp_path.glob("*/*")} == {"validation"}
 
 
 def test_training_episodes_of_tasks_left_out_are_not_made(tmp_path):
