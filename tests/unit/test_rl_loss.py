@@ -129,6 +129,15 @@ def test_group_advantages():
     assert not zero_variance(rewards)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_groups_that_have_nothing_to_compare_teach_nothing(normalize):
+    assert group_advantages([], normalize=normalize).tolist() == []
+    assert group_advantages([1.0], normalize=normalize).tolist() == [0.0]
+    assert abs(group_advantages([0.1] * 9, normalize=normalize)).max() < 1e-9  # whatever its mean rounds to
+    assert zero_variance([])
+    assert zero_variance([1.0])
+
+
 def test_the_group_baselines_bias_is_the_known_one():
     """The mean over all groups of G answers of the gradient is (1 - 1/G) of the true one."""
     size = 2

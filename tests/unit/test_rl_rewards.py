@@ -62,8 +62,14 @@ def test_letters_inside_of_words_and_hedges_earn_nothing(answer):
     assert rewards.accuracy(said(answer), MCQ, "B") == 0.0
 
 
+@pytest.mark.parametrize("answer", ["yes or no", "yes, no", "Yes, it is open", "not yes", "yes yes", "y"])
+def test_yes_or_no_stands_alone(answer):
+    assert rewards.accuracy(said(answer), YES_NO, "yes") == 0.0
+
+
 def test_yes_no_and_words():
     assert rewards.accuracy(said("Yes"), YES_NO, "yes") == 1.0
+    assert rewards.accuracy(said("yes."), YES_NO, "yes") == 1.0
     assert rewards.accuracy(said("no"), YES_NO, "yes") == 0.0
     assert rewards.accuracy(said("maybe"), YES_NO, "yes") == 0.0
     assert rewards.accuracy(said("unknown"), YES_NO, "no") == 0.0
@@ -77,6 +83,69 @@ def test_the_simulators_outcome_and_phase():
     actions = ("reach for the handle", "pull the drawer open", "move away")
     assert rewards.next_action(said("pull the drawer open"), "open the drawer", actions, 1) == 1.0
     assert rewards.next_action(said("pull the drawer open"), "open the drawer", actions, 2) == 0.0
+
+
+def test_rewards_of_a_run_are_those_against_the_simulators_state():
+    """A question of the simulated world pays by its outcome and its phase, asked freely or with options."""
+    pytest.importorskip("metaworld", reason="the simulator: requirements/train.txt")
+    from tests.unit.test_sim_questions import ask
+    from training.data.sim.phase import Phase, completed
+    from training.data.sim.questions import MOVE_AWAY, choices
+    from training.data.sim.scenes import BY_NAME
+
+    scene = BY_NAME["drawer"]
+    skills = {skill.task: skill for skill in scene.skills}
+    for openness, gap, now in ((1.0, 0.4, Phase.DONE), (0.0, 0.4, Phase.REACH), (0.0, 0.0, Phase.ACT)):
+        samples = [s for s in ask(openness, gap) if s.query.task in skills]
+        for sample in [s for s in samples if s.query.kind is QueryKind.COMPLETION]:
+            succeeded = completed(skills[sample.query.task], openness)
+            for text in (said("yes"), said("no"), said("perhaps")):
+                paid = rewards.accuracy(text, sample.query, sample.answer)
+                assert paid == rewards.completion(text, sample.query.task, succeeded)
+        opens = [s for s in samples if s.query.kind is QueryKind.NEXT_ACTION and "open" in s.query.task]
+        actions = choices(scene, skills["open the drawer"])
+        assert {bool(sample.query.options) for sample in opens} == {True, False}
+        for sample in opens:
+            for action in {*actions, MOVE_AWAY}:
+                paid = rewards.accuracy(said(action), sample.query, sample.answer)
+                assert paid == rewards.next_action(said(action), sample.query.task, actions, now)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>",
+        "</answer></think>" * 10,
+        "<think></think><answer></answer>" * 700 + "x",
+        "<think>" + "</think> <answer>" * 2000,
+        "<think>x</think>" + " " * 50_000 + "<answer>B",
+        "\x00\ud800\uffff",
+        "<THINK>x</THINK><ANSWER>B</ANSWER>",
+        said("B" * 100_000),
+        said("[" + "9" * 400 + ", 0, 1, 1]"),
+        said("(nan, inf)"),
+        said("1e9 to 2e9"),
+        said("٣ ٤"),
+    ],
+    ids=range(12),
+)
+def test_no_output_earns_or_raises_by_its_mess(text):
+    for query, answer in ((MCQ, "B"), (YES_NO, "yes"), (FREE, "pull")):
+        assert rewards.accuracy(text, query, answer) == 0.0
+    assert rewards.temporal_iou(text, 0.0, 1.0) == 0.0
+    assert rewards.point_in_box(text, (0.0, 0.0, 1.0, 1.0)) == 0.0
+    assert rewards.box_iou(text, (0.0, 0.0, 1.0, 1.0)) == 0.0
+
+
+def test_numbers_of_any_size_stay_within_the_bounds_of_a_reward():
+    huge = "9" * 300
+    assert 0.0 <= rewards.temporal_iou(said(f"-{huge} to {huge}"), 2.0, 4.0) <= 1.0
+    assert 0.0 <= rewards.box_iou(said(f"[-{huge}, -{huge}, {huge}, {huge}]"), (0, 0, 1, 1)) <= 1.0
+    assert rewards.point_in_box(said(f"({huge}, 0)"), (0, 0, 1, 1)) == 0.0
+
+
+def test_a_long_text_is_the_asked_format_too():
+    assert rewards.accuracy(said("B", "because " * 20_000), MCQ, "B") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -115,3 +184,34 @@ def test_a_sample_names_its_reward():
         judge(said("3 to 5"), FREE, "early")
     with pytest.raises(ValueError, match=r"extra.reward"):
         rewards.judge_for("best")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "options", "message"),
+    [
+        ("best", "A", False, "is none of temporal_iou, point_in_box, box_iou"),
+        ("temporal_iou", "B", True, "reads no options"),
+        ("temporal_iou", "early", False, r"of the form 2.5 to 4.0 \(seconds\)"),
+        ("temporal_iou", "4 to 2", False, "of the form"),
+        ("temporal_iou", "-2 to 2", False, "of the form"),
+        ("point_in_box", "(1, 2)", False, r"of the form \[left, top, right, bottom\]"),
+        ("box_iou", "[10, 10, 5, 20]", False, "of the form"),
+        ("box_iou", "[0, 0, 0, 0]", False, "of the form"),
+    ],
+)
+def test_a_truth_that_cannot_be_judged_is_refused_before_anything_is_asked(name, answer, options, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.check_truth(name, answer, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("", "B"),
+        ("temporal_iou", "2.5 to 4.0"),
+        ("point_in_box", "[0, 0, 1, 1]"),
+        ("box_iou", "[1, 2, 3, 4]"),
+    ],
+)
+def test_a_truth_that_can_be_judged(name, answer):
+    rewards.check_truth(name, answer, options=not name)

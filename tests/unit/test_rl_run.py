@@ -2,7 +2,6 @@
 """Whole runs in one process: what rollouts and trainer agree on, going on after a crash, and bad luck."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -10,16 +9,12 @@ import socket
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import close, make_base, rolled, short, story
 from tests.unit.sft_files import forked, wait_for
-from training.data.readers import open_data_set
-from training.data.readers.jsonl import write_samples
-from training.data.schema import QuestionKind
 from training.rl import toy
 from training.rl.actors import run_ray
 from training.rl.books import BooksError, RolloutError, Ticket
@@ -27,9 +22,8 @@ from training.rl.config import ConfigError
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store
-from training.rl.rewards import NONE_OPTION, judge
+from training.rl.rewards import judge
 from training.rl.run import prepare, train_role, wait_for_groups
-from training.rl.tasks import TaskSampler, with_none
 from training.sft.lock import only_run
 from training.sft.loop import Interrupted, TrainingError
 from training.sft.parallel import Context
@@ -262,7 +256,6 @@ def test_a_group_that_takes_too_long_is_a_clear_failure(base, tmp_path, capsys):
     slow = roller._ask
 
     def stalling(request, task):
-        import dataclasses
 
         return slow(dataclasses.replace(request, deadline_s=1e-9), task)
 
@@ -355,92 +348,6 @@ def test_weights_whose_transfer_was_cut_off_are_not_used(base, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
     store.publish(1, state)  # the trainer is back at version 1: what came later is gone
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
-
-
-def test_options_are_shuffled_and_none_is_right_half_of_the_time(base, tmp_path):
-    config = short(*base, tmp_path / "run")
-    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
-    tasks = [sampler.draw(Ticket(0, place, 0)) for place in range(60)]
-    assert {task.query.options for task in tasks} == {toy.OPTIONS, toy.OPTIONS[::-1]}
-    assert sampler.draw(Ticket(0, 7, 0)) == tasks[7]
-    said = {json.loads(line)["sample_id"]: json.loads(line) for line in (base[1] / "samples.jsonl").open()}
-    for task in tasks:
-        stored = said[task.name]
-        truth = stored["options"]["AB".index(stored["answer"])]
-        assert task.query.options["AB".index(task.answer)] == truth
-    rng = np.random.default_rng(0)
-    drawn = [with_none(tasks[0].sample, rng) for _ in range(100)]
-    truth = tasks[0].query.options["AB".index(tasks[0].answer)]
-    for sample, none in drawn:
-        assert sample.options[-1] == "none of the options"
-        assert (truth in sample.options) is not none
-        assert sample.options["AB".index(sample.answer)] == ("none of the options" if none else truth)
-    assert 30 < sum(none for _, none in drawn) < 70
-
-
-def test_options_keep_their_order_where_they_are_not_shuffled(base, tmp_path):
-    """Also in questions that get "none of the options"."""
-    data = toy.write_data(tmp_path / "data", 4, 1)
-    lines = [json.loads(line) for line in (data / "samples.jsonl").read_text().splitlines()]
-    shown = ["one", "two", "three", "four", "five"]
-    text = "".join(json.dumps(entry | {"options": shown}) + "\n" for entry in lines)
-    (data / "samples.jsonl").write_text(text)
-    changes = {"shuffle_options": False, "none_share": 0.5}
-    config = short(base[0], data, tmp_path / "run", data=changes)
-    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
-    drawn = [sampler.draw(Ticket(0, place, 0)).query.options for place in range(60)]
-    with_a_new_one = [options for options in drawn if NONE_OPTION in options]
-    assert 15 < len(with_a_new_one) < 45
-    for options in drawn:
-        kept = [option for option in options if option != NONE_OPTION]
-        assert kept == [option for option in shown if option in kept]
-
-
-def test_a_question_that_offers_to_reject_all_options_gets_no_second_such_option(base, tmp_path):
-    data = toy.write_data(tmp_path / "data", 4, 1)
-    text = (data / "samples.jsonl").read_text().replace(toy.OPTIONS[1], "None of the options")
-    (data / "samples.jsonl").write_text(text)
-    config = short(base[0], data, tmp_path / "run", data={"none_share": 1.0})
-    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
-    for place in range(10):
-        task = sampler.draw(Ticket(0, place, 0))
-        assert set(task.query.options) == {toy.OPTIONS[0], "None of the options"}
-        assert not task.none
-
-
-def test_sources_are_drawn_equally_whatever_their_size(base, tmp_path):
-    large = toy.write_data(tmp_path / "large", 90, 2)
-    config = short(*base, tmp_path / "run", data={"sources": [{"path": str(base[1])}, {"path": str(large)}]})
-    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
-    names = [sampler.draw(Ticket(n, p, 0)).source for n in range(50) for p in range(4)]
-    assert 75 < names.count("large") < 125
-
-
-def test_data_sets_of_one_name_are_told_apart(base, tmp_path):
-    for folder in ("kitchen", "office"):
-        toy.write_data(tmp_path / folder / "data", 8, 1)
-    paths = [tmp_path / "kitchen" / "data", tmp_path / "office" / "data", tmp_path / "office" / "data"]
-    sources = [
-        {"path": str(path), "split": split} for path, split in zip(paths, ("", "", "train"), strict=True)
-    ]
-    config = short(*base, tmp_path / "run", data={"sources": sources})
-    names = TaskSampler(config.data, load(base[0], device="cpu").spec, 0).names
-    assert names == ["kitchen/data", "office/data:1", "office/data:train"]
-
-
-def test_kinds_of_one_data_set_are_drawn_equally(base, tmp_path):
-    data = toy.write_data(tmp_path / "data", 40, 1)
-    rare, *most = open_data_set(data).samples
-    write_samples(data, [dataclasses.replace(rare, kind=QuestionKind.AFFORDANCE), *most])
-    sources = [{"path": str(data), "kind": kind} for kind in ("affordance", "other")]
-    config = short(*base, tmp_path / "run", data={"sources": sources})
-    sampler = TaskSampler(config.data, load(base[0], device="cpu").spec, 0)
-    assert sampler.names == ["data:affordance", "data:other"]
-    drawn = [sampler.draw(Ticket(n, p, 0)) for n in range(50) for p in range(4)]
-    assert 75 < sum(task.name == rare.sample_id for task in drawn) < 125
-    assert {task.sample.kind for task in drawn if task.source == "data:affordance"} == {
-        QuestionKind.AFFORDANCE
-    }
 
 
 def test_one_output_takes_one_run(base, tmp_path):

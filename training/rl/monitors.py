@@ -25,6 +25,7 @@ from training.sft.report import RunLog, read_log
 from .advantages import zero_variance
 from .books import Group
 from .config import RlConfig
+from .rewards import read
 from .tasks import Task
 
 _WINDOW = 10  # iterations that a warning looks back
@@ -213,6 +214,8 @@ def flat(entry: Mapping[str, Any]) -> dict[str, float]:
 
 def _said(text: str, task: Task) -> str:
     """An option's letter, "yes", "no", "words" or "unparsed"."""
+    if read(text) is None:
+        return "unparsed"
     try:
         parsed = decision.parse_output(text, task.query)
     except decision.ParseError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cosmos_reason_node import decision
-from cosmos_reason_node.types import Query, QueryKind, Verdict
+from cosmos_reason_node.types import Query, QueryKind
 
 from .books import Group, Judgement
 
@@ -26,6 +26,7 @@ NONE_OPTION = "none of the options"
 
 _ANY = Query(QueryKind.QUESTION, question="any")  # read for its format alone
 _TAG = re.compile(r"</?(?:think|answer)>")
+_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _SPAN = re.compile(rf"\A(?:from )?({_NUMBER}) ?s? ?(?:to|-|–|,) ?({_NUMBER}) ?s?\.?\Z")
 _POINT = re.compile(rf"\A[(\[] ?({_NUMBER}), ?({_NUMBER}) ?[)\]]\Z")
@@ -34,11 +35,11 @@ _BOX = re.compile(rf"\A[(\[] ?({_NUMBER}), ?({_NUMBER}), ?({_NUMBER}), ?({_NUMBE
 
 def read(output: str) -> tuple[str, str] | None:
     """(reasoning, answer) of an output in exactly the format that the prompt asks for, else None."""
+    if _TAG.findall(output) != _TAGS:  # first: thousands of tags would take the parser seconds
+        return None
     try:
         parsed = decision.parse_output(output, _ANY)
     except decision.ParseError:
-        return None
-    if _TAG.search(parsed.reasoning) or _TAG.search(parsed.answer):
         return None
     return parsed.reasoning, parsed.answer
 
@@ -49,7 +50,7 @@ def format_reward(output: str) -> float:
 
 
 def accuracy(output: str, query: Query, answer: str) -> float:
-    """1 for the right answer: an option's letter or exactly its text, yes or no, or the words.
+    """1 for the right answer: an option's letter or exactly its text, yes or no alone, or the words.
 
     Args:
         output: what the model wrote.
@@ -64,8 +65,7 @@ def accuracy(output: str, query: Query, answer: str) -> float:
         return 0.0
     if query.options:
         return float(parsed.option_index == ord(answer) - ord("A"))
-    if parsed.verdict in (Verdict.YES, Verdict.NO, Verdict.UNKNOWN):
-        return float(parsed.verdict.name.lower() == answer)
+    # The node takes "yes, it is open" for a yes. Here that would pay for "yes or no" as well.
     return float(_normal(parsed.answer) == _normal(answer))
 
 
@@ -129,6 +129,26 @@ def judge_for(name: str) -> Callable[[str, Query, str], float]:
     return JUDGES[name]
 
 
+def check_truth(name: str, answer: str, *, options: bool) -> None:
+    """Refuse what a reward cannot judge, before anything is asked.
+
+    Args:
+        name: of the reward.
+        answer: of the sample.
+        options: the sample has some.
+
+    Raises:
+        ValueError: with what to correct.
+    """
+    judge_for(name)
+    if name and options:
+        raise ValueError(f"reward {name!r} reads no options: remove them, or extra.reward")
+    if name == "temporal_iou":
+        _true_span(answer)
+    elif name:
+        _true_box(answer)
+
+
 def judge(group: Group, task: Task, config: RlConfig) -> Group:
     """The group with its rewards; whatever a reward raises is raised.
 
@@ -147,16 +167,15 @@ def judge(group: Group, task: Task, config: RlConfig) -> Group:
 
 
 def _temporal_iou(output: str, query: Query, answer: str) -> float:
-    begin, end = _true_numbers(answer, _SPAN)
-    return temporal_iou(output, begin, end)
+    return temporal_iou(output, *_true_span(answer))
 
 
 def _point_in_box(output: str, query: Query, answer: str) -> float:
-    return point_in_box(output, _true_numbers(answer, _BOX))
+    return point_in_box(output, _true_box(answer))
 
 
 def _box_iou(output: str, query: Query, answer: str) -> float:
-    return box_iou(output, _true_numbers(answer, _BOX))
+    return box_iou(output, _true_box(answer))
 
 
 JUDGES: dict[str, Callable[[str, Query, str], float]] = {
@@ -174,11 +193,22 @@ def _numbers(output: str, pattern: re.Pattern[str]) -> list[float] | None:
     return numbers if numbers and all(map(math.isfinite, numbers)) else None
 
 
-def _true_numbers(answer: str, pattern: re.Pattern[str]) -> list[float]:
-    match = pattern.match(answer)
-    if match is None:
-        raise ValueError(f"the sample's answer {answer!r} is not of the form that its reward reads")
-    return [float(text) for text in match.groups()]
+def _true_span(answer: str) -> list[float]:
+    match = _SPAN.match(answer)
+    numbers = [float(text) for text in match.groups()] if match else []
+    if not numbers or not 0 <= numbers[0] < numbers[1] < math.inf:
+        raise ValueError(f"the sample's answer {answer!r} is not of the form 2.5 to 4.0 (seconds)")
+    return numbers
+
+
+def _true_box(answer: str) -> list[float]:
+    match = _BOX.match(answer)
+    numbers = [float(text) for text in match.groups()] if match else []
+    if not all(map(math.isfinite, numbers)) or not (
+        numbers and numbers[0] < numbers[2] and numbers[1] < numbers[3]
+    ):
+        raise ValueError(f"the sample's answer {answer!r} is not of the form [left, top, right, bottom]")
+    return numbers
 
 
 def _area(box: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from training.sft.data import chosen
 
 from .books import Ticket
 from .config import DataConfig
-from .rewards import NONE_OPTION, judge_for
+from .rewards import NONE_OPTION, check_truth
 
 _DRAW = 0x544B  # keeps these random numbers apart from others of the same ticket
+_NONE = re.compile(r"none of (?:the|these)(?: (?:above|options|choices|answers))?\.?")
+_ABOVE = re.compile(r"(?:none|all|any) of .*\babove\.?")  # keeps its place: moved, it would mean less
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class TaskSampler:
             if rng.random() < self._config.none_share and not _has_none(sample):
                 sample, none = with_none(sample, rng, shuffle=self._config.shuffle_options)
             elif self._config.shuffle_options:
-                sample = sample.reordered(rng.permutation(len(sample.options)).tolist())
+                sample = sample.reordered(_order(sample, rng))
         return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample))
 
 
@@ -153,7 +156,7 @@ def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True)
     wrong = [i for i in range(len(sample.options)) if i != right]
     none = bool(rng.random() < 0.5)
     gone = right if none else int(rng.choice(wrong))
-    order = rng.permutation(len(sample.options)).tolist() if shuffle else range(len(sample.options))
+    order = _order(sample, rng) if shuffle else range(len(sample.options))
     kept = [i for i in order if i != gone]
     options = (*(sample.options[i] for i in kept), NONE_OPTION)
     answer = letter(len(options) - 1 if none else kept.index(right))
@@ -162,7 +165,14 @@ def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True)
 
 def _has_none(sample: Sample) -> bool:
     """Whether it offers to reject all options already: a second such option would be the same again."""
-    return NONE_OPTION in (option.strip().casefold() for option in sample.options)
+    return any(_NONE.fullmatch(option.strip().casefold()) for option in sample.options)
+
+
+def _order(sample: Sample, rng: np.random.Generator) -> list[int]:
+    """Its options in another order; those that speak of what is above them keep their places."""
+    fixed = [bool(_ABOVE.fullmatch(option.strip().casefold())) for option in sample.options]
+    drawn = iter(i for i in rng.permutation(len(fixed)).tolist() if not fixed[i])
+    return [i if stays else next(drawn) for i, stays in enumerate(fixed)]
 
 
 def _names(config: DataConfig) -> list[str]:
@@ -184,7 +194,8 @@ def _names(config: DataConfig) -> list[str]:
 
 def _check_reward(sample: Sample, path: str) -> None:
     try:
-        judge_for(str(sample.extra.get("reward", "")))
+        name = str(sample.extra.get("reward", ""))
+        check_truth(name, sample.answer, options=bool(sample.options))
     except ValueError as error:
         where = sample.provenance
         raise DataError([Problem(where.file or path, where.row, "extra", str(error))]) from error
