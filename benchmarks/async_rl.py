@@ -66,7 +66,7 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(model_dir, device=device)
-    engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE)
+    engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE, join=True)
     spec = model.spec
     height, width = spec.frame_size_for(480, 640)
     window = black_window(spec.window_frames, height, width, spec.fps)

@@ -121,7 +121,7 @@ class Batch:
             if self._waiting:
                 self._start()
             else:
-                self._write(0, self._rows)
+                self._write()
         except BaseException as error:
             self.failure = error
             raise
@@ -161,19 +161,33 @@ class Batch:
             seen += visual
 
     def _start(self) -> None:
-        """Give waiting branches a region and their first tokens."""
+        """Give waiting branches a region and their first tokens.
+
+        Equal questions, such as those of a group's answers in RL, are read once and copied.
+        """
         first, tokens = len(self._rows), 0
-        starting: list[Writing] = []
-        while self._waiting and (not starting or tokens + len(self._waiting[0].suffix) <= _START_TOKENS):
-            starting.append(self._waiting.popleft())
-            tokens += len(starting[-1].suffix)
-        self._make_room(first + len(starting), max(writing.most for writing in starting))
-        self._rows += starting
-        for writing in starting:
+        groups: dict[tuple[int, ...], list[Writing]] = {}
+        while self._waiting and (not groups or tokens + len(self._waiting[0].suffix) <= _START_TOKENS):
+            writing = self._waiting.popleft()
             writing.take()
             writing.pending = writing.suffix + writing.pending
+            like = groups.setdefault(tuple(writing.pending), [])
+            tokens += 0 if like else len(writing.suffix)
+            like.append(writing)
+        readers = [like[0] for like in groups.values()]
+        copies = [(copy, row) for row, like in enumerate(groups.values()) for copy in like[1:]]
+        starting = readers + [copy for copy, _ in copies]
+        self._make_room(first + len(starting), max(writing.most for writing in starting))
+        self._rows += starting
         self._machine.counters.question_tokens += tokens
-        self._write(first, starting)
+        self._stop_ahead()
+        logits = self._logits(first, readers, [writing.pending for writing in readers], [[] for _ in readers])
+        assert self._regions is not None
+        for region, (copy, row) in enumerate(copies, first + len(readers)):
+            self._regions.move(first + row, region, len(copy.pending))
+        if copies:
+            logits = logits[[*range(len(readers)), *(row for _, row in copies)]]
+        self._step_of(starting, [[] for _ in starting], logits)
 
     def _make_room(self, count: int, capacity: int) -> None:
         old = self._regions
@@ -183,16 +197,19 @@ class Batch:
             self._regions = self._machine.regions(max(old.regions, count), max(old.capacity, capacity))
             self._regions.copy_from(old)
 
-    def _write(self, first: int, rows: Sequence[Writing]) -> None:
+    def _write(self) -> None:
         """Feed what each row has pending, with guesses at what follows, and choose its next tokens."""
-        rows = list(rows)
+        rows = list(self._rows)
         if self._may_run_ahead(rows):
             self._write_ahead(rows)
             return
         self._stop_ahead()
-        guesses = self._guesses(first, rows)
+        guesses = self._guesses(rows)
         chunks = [writing.pending + guess for writing, guess in zip(rows, guesses, strict=True)]
-        logits = self._logits(first, rows, chunks, guesses)
+        self._step_of(rows, guesses, self._logits(0, rows, chunks, guesses))
+
+    def _step_of(self, rows: list[Writing], guesses: list[list[int]], logits: Tensor) -> None:
+        """What rows say after one pass."""
         counters = self._machine.counters
         counters.decode_steps += 1
         counters.guessed_tokens += sum(map(len, guesses))
@@ -274,11 +291,9 @@ class Batch:
         if self._ahead is not None:
             self._ahead.cancel()
 
-    def _guesses(self, first: int, rows: Sequence[Writing]) -> list[list[int]]:
+    def _guesses(self, rows: Sequence[Writing]) -> list[list[int]]:
         """Tokens to feed each row beyond what is pending."""
         assert self._regions is not None
-        if first or any(not writing.length for writing in rows):
-            return [[] for _ in rows]
         # Rows are padded to the longest, and all of that has to lie in their regions.
         room = self._regions.capacity - max(w.length for w in rows) - max(len(w.pending) for w in rows)
         return [

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An OpenAI-compatible server (vLLM, SGLang, NIM, llama.cpp) as an engine, for who outgrows one machine.
+"""An OpenAI-compatible server (vLLM, SGLang, NIM, llama.cpp, TensorRT Edge-LLM) as an engine.
 
     answer:  per query a request of its own, streamed      thread: HTTP -> queue
              the generator takes pieces as they come, and looks at the deadline every 50 ms
 
 The texts are the prompt builder's, in the server's chat template; with a thinking budget of 0 the assistant's
-turn begins with an empty thought, so that the answer comes at once. There is no grammar on the other side:
-what the server says is parsed, and what does not parse is an error, not a guess. Confidence comes from the
-server's log probabilities of the answer's first token; from a server without any, every verdict stands with
-the least confidence that lets it stand.
+turn begins with an empty thought, so that the answer comes at once (remote_request.py). Most servers write
+without a grammar: what they say is parsed, and what does not parse is an error, not a guess. Confidence comes
+from the server's log probabilities of the answer's first token; from a server without any, every verdict
+stands with the least confidence that lets it stand.
 
 What the engine checks, because servers have been seen to do otherwise: that something arrives within
 ``STALL_S``; that the stream ends as it should; that the answer was not cut; that the numbers of tokens it
@@ -17,7 +17,6 @@ reports can be true. A prompt shorter than the frames alone means that the serve
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import json
@@ -30,28 +29,26 @@ import urllib.parse
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-import simplejpeg
-
 from .. import prompt
 from ..errors import CosmosReasonError, ErrorCode
 from ..models.spec import ModelSpec
-from ..types import Latency, ModelInfo, Query, Window
+from ..types import Latency, ModelInfo
 from .base import Done, Event, Failed, Request, Token
+from .remote_request import FORMS, fewest_tokens, remote_request, window_parts
 from .remote_text import CUT_OFF, RemoteText, failed
 from .spec import EngineSpec
 
 STALL_S = 30.0
 _POLL_S = 0.05
 _CONNECT_S = 10.0
-_JPEG_QUALITY = 95
-_TOP_LOGPROBS = 20  # vLLM's bound
-_FORMAT_TOKENS = 48  # <think></think><answer></answer>, however they are spelt
 _MAX_LINE = 1 << 22
 _EXPLAINED = {
-    400: "it refuses the request; its log says why (too many images? a larger --limit-mm-per-prompt)",
+    400: "it refuses the request (too many images: a larger --limit-mm-per-prompt; TensorRT Edge-LLM: "
+    "remote_video edge_llm)",
     401: "the key is not accepted: check the variable named by remote_key_env",
     403: "the key is not accepted: check the variable named by remote_key_env",
     404: "there is no such model or path: check remote_url (it ends in /v1) and remote_model",
+    413: "the request is longer than it was built for: fewer or smaller frames, or a larger --max-input-len",
     429: "it is busy: ask again",
 }
 
@@ -79,9 +76,10 @@ class RemoteEngine:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST, f"the environment variable {spec.remote_key_env} is not set"
             )
-        if spec.remote_video not in ("images", "video"):
+        if spec.remote_video not in FORMS:
             raise CosmosReasonError(
-                ErrorCode.INVALID_REQUEST, f"remote_video must be images or video, not {spec.remote_video!r}"
+                ErrorCode.INVALID_REQUEST,
+                f"remote_video must be one of {', '.join(FORMS)}, not {spec.remote_video!r}",
             )
         self.spec, self.model, self.stall_s = spec, model, stall_s
         self.address = parts
@@ -121,12 +119,13 @@ class RemoteEngine:
                     f"give a seed for each of the {len(request.queries)} queries or none, not "
                     f"{len(request.branch_seeds)}",
                 )
-            media = [part for window in request.windows for part in self._parts(window)]
-            visual = sum(self._visual_tokens(window) for window in request.windows)
+            form = self.spec.remote_video
+            media = [part for window in request.windows for part in window_parts(window, form)]
+            visual = sum(fewest_tokens(window, self.model, form) for window in request.windows)
             for index, query in enumerate(request.queries):
                 try:
                     prompt.check_query(query)
-                    call = _Call(self, index, query, request, media, visual)
+                    call = _Call(self, index, request, media, visual)
                 except CosmosReasonError as error:
                     yield Failed(index, error.code, error.message)
                     continue
@@ -211,33 +210,6 @@ class RemoteEngine:
             )
         return names[0]
 
-    def _parts(self, window: Window) -> list[dict[str, Any]]:
-        """A window as content of a chat message."""
-        if not window.frames:
-            raise CosmosReasonError(ErrorCode.NO_FRAMES, f"the window of camera {window.camera!r} is empty")
-        frames = [
-            base64.b64encode(
-                simplejpeg.encode_jpeg(frame.image, quality=_JPEG_QUALITY, colorspace="RGB")
-            ).decode()
-            for frame in window.frames
-        ]
-        if self.spec.remote_video == "video":
-            return [{"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(frames)}}]
-        return [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{frame}"}} for frame in frames
-        ]
-
-    def _visual_tokens(self, window: Window) -> int:
-        """Fewest tokens that a server which looks at every frame can count."""
-        patches = self.model.patches
-        height, width = window.frames[0].image.shape[:2]
-        try:
-            grid = patches.grid(len(window.frames), height, width)
-        except ValueError as error:
-            raise CosmosReasonError(ErrorCode.BAD_IMAGE, str(error)) from error
-        tokens = patches.visual_tokens(grid)
-        return tokens if self.spec.remote_video == "video" else tokens * patches.temporal_patch
-
 
 class _Call:
     """One query on its way; its thread reads, the engine's polls."""
@@ -246,40 +218,17 @@ class _Call:
         self,
         engine: RemoteEngine,
         index: int,
-        query: Query,
         request: Request,
         media: Sequence[dict[str, Any]],
         visual: int,
     ) -> None:
         self.index, self.started, self._engine = index, time.monotonic(), engine
-        think = query.think_tokens if query.think_tokens >= 0 else engine.spec.default_think_tokens
-        opened = "" if request.free or think else prompt.THINK_OPEN + prompt.THINK_CLOSE
-        most = think + request.max_answer_tokens + (0 if request.free else _FORMAT_TOKENS)
-        self._said = RemoteText(query, opened, request.free, most, visual, engine.spec.min_confidence)
+        spec = engine.spec
+        asked = remote_request(request, index, media, spec.remote_video, spec.default_think_tokens)
+        query = request.queries[index]
+        self._said = RemoteText(query, asked.opened, request.free, asked.most, visual, spec.min_confidence)
         self._first = 0.0
-        messages: list[dict[str, Any]] = [
-            {"role": "system", "content": prompt.SYSTEM},
-            {"role": "user", "content": [*media, {"type": "text", "text": prompt.user_text(query)}]},
-        ]
-        seed = request.branch_seeds[index] if request.branch_seeds else request.sampling.seed + index
-        body: dict[str, Any] = {
-            "messages": messages,
-            "max_tokens": most,
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            "seed": seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "logprobs": True,
-            "top_logprobs": _TOP_LOGPROBS,
-        }
-        if opened:  # vLLM's and SGLang's names for going on with a message; llama.cpp does it unasked
-            messages.append({"role": "assistant", "content": opened})
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        if media and engine.spec.remote_video == "video":
-            rates = [window.fps for window in request.windows]
-            body["mm_processor_kwargs"] = {"fps": rates[0] if len(set(rates)) == 1 else rates}
-        self._body = body
+        self._body = asked.body
         self._pieces: queue.SimpleQueue[dict[str, Any] | CosmosReasonError | None] = queue.SimpleQueue()
         self._connection = engine.connect()
         self._socket: socket.socket | None = None

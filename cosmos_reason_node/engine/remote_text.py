@@ -14,6 +14,8 @@ from ..types import Answer, Query, Verdict
 from .grammar import YES_NO
 
 _MOST = 2**32 - 1  # of a field of a decision's message
+# Reasons for an end other than that the model was done or at its bound.
+_BROKEN_OFF = ("error", "abort", "cancelled", "canceled", "content_filter")
 CUT_OFF = "the server's stream ended in the middle of an answer: it died or was restarted; ask again"
 
 
@@ -80,9 +82,17 @@ class RemoteText:
                 thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
                 text = delta.get("content") or ""
                 end = len(self._content) - len(thought)  # tokens of a thought are none of the answer's
-                for entry in (choice.get("logprobs") or {}).get("content") or ():
-                    tops = [(str(top["token"]), float(top["logprob"])) for top in entry["top_logprobs"]]
+                entries = (choice.get("logprobs") or {}).get("content") or ()
+                for number, entry in enumerate(entries, 1):
+                    # A token that a grammar forbids has no logarithm, hence null.
+                    tops = [
+                        (str(top["token"]), float(top["logprob"]))
+                        for top in entry["top_logprobs"]
+                        if top["logprob"] is not None
+                    ]
                     end += len(str(entry["token"]))
+                    if number == len(entries):  # one that is not among its likeliest may come without text
+                        end = max(end, len(self._content) + len(text))
                     self._tops.append((end, tops))
                 self._thoughts += thought
                 self._content += text
@@ -104,6 +114,8 @@ class RemoteText:
         self._check_usage()
         if not self._finish:
             raise failed(CUT_OFF)
+        if self._finish in _BROKEN_OFF:
+            raise failed(f"the server broke the answer off ({self._finish}): look at its log, ask again")
         cut = self._finish == "length"
         counts: dict[str, Any] = {
             "prompt_tokens": int(self._usage.get("prompt_tokens", 0)),
@@ -122,7 +134,7 @@ class RemoteText:
         if not self._usage:
             return
         seen, written = self._usage.get("prompt_tokens"), self._usage.get("completion_tokens")
-        if not isinstance(seen, int) or not isinstance(written, int) or not 0 < seen <= _MOST or written < 0:
+        if not isinstance(seen, int) or not isinstance(written, int) or not 0 <= seen <= _MOST or written < 0:
             raise failed(f"the server's token counts make no sense: {json.dumps(self._usage)[:200]}")
         if seen < self._visual:
             raise failed(

@@ -69,14 +69,18 @@ def sample_tokens(
         # Pinned memory, or the copy would wait for the device.
         return torch.tensor(values, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
 
-    rows = there(warm)
-    temperatures = there([samplings[row].temperature for row in warm])[:, None]
-    drawn = _nucleus(
-        (allowed[rows] / temperatures).softmax(-1),
-        there([samplings[row].top_p for row in warm])[:, None],
-        there([points[row] for row in warm])[:, None],
-    )
-    tokens = tokens.index_copy(0, rows, drawn)
+    # Each row by its own way, or what it says would depend on whom it shares a step with.
+    for cut in (False, True):
+        chosen = [row for row in warm if (samplings[row].top_p < 1) == cut]
+        if not chosen:
+            continue
+        rows, at = there(chosen), there([points[row] for row in chosen])[:, None]
+        probs = (allowed[rows] / there([samplings[row].temperature for row in chosen])[:, None]).softmax(-1)
+        if cut:
+            drawn = _nucleus(probs, there([samplings[row].top_p for row in chosen])[:, None], at)
+        else:
+            drawn = _invert(probs, at)
+        tokens = tokens.index_copy(0, rows, drawn)
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
 
@@ -106,6 +110,22 @@ def choose(
     tempered = (scores / sampling.temperature).softmax(-1)[None]
     top_p, at = (torch.tensor([[x]], device=logits.device) for x in (sampling.top_p, point))
     return int(_nucleus(tempered, top_p, at)), probabilities
+
+
+def _invert(probs: Tensor, points: Tensor) -> Tensor:
+    """Sample by inverse distribution function from all tokens, in the vocabulary's order: nothing is sorted.
+
+    Args:
+        probs: (B, V).
+        points: (B, 1) in [0, 1).
+
+    Returns:
+        (B,) ids.
+    """
+    cumulative = probs.cumsum(-1)
+    position = (cumulative <= points * cumulative[:, -1:]).sum(-1, keepdim=True)
+    # A point next to 1 can be rounded up to the whole mass.
+    return torch.where(position < probs.shape[-1], position, probs.argmax(-1, keepdim=True))[:, 0]
 
 
 def _nucleus(probs: Tensor, top_p: Tensor, points: Tensor) -> Tensor:

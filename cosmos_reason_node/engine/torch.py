@@ -55,6 +55,8 @@ class TorchEngine:
         kept_pairs: frame pairs of each camera whose features are kept from one request to the next, and
             whether prefixes are; 0: nothing outlives its requests. Whoever changes the network's weights
             while this is not 0 calls ``forget``; replacing parameters is not seen at all.
+        join: put weights that share their input behind one another in memory (models/decoder.py); None: with
+            ``kept_pairs``. Weights may then be changed in place only.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class TorchEngine:
         refresh_every: int = 0,
         drafts: bool = True,
         run_ahead: bool | None = None,
+        join: bool | None = None,
     ) -> None:
-        decoder = model.decoder(join=kept_pairs > 0)
+        decoder = model.decoder(join=kept_pairs > 0 if join is None else join)
         recurrent = getattr(decoder, "recurrent", False)
         if recurrent and refresh_every > 1:
             raise CosmosReasonError(

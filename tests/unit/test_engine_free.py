@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
+from cosmos_reason_node import prompt
 from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling
 from cosmos_reason_node.engine.free import FreeBranch
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.errors import ErrorCode
 from cosmos_reason_node.models import qwen2_5_vl
 from cosmos_reason_node.types import Query, QueryKind, Verdict
+from cosmos_reason_node.vision.patchify import patchify
 from tests import tiny_model
 
 QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=10)
@@ -49,9 +51,6 @@ def test_free_text_is_what_greedy_decoding_gives(engine):
     """Against the network run whole for every token."""
     answer = answers(engine, QUERY, free=True)[0].answer
     model, window = engine.model, tiny_model.window()
-    from cosmos_reason_node import prompt
-    from cosmos_reason_node.vision.patchify import patchify
-
     patches, grid = patchify(window.pixels(), model.spec.patches)
     tokens = prompt.encode_prefix(model.tokenizer, [model.spec.patches.visual_tokens(grid)])
     tokens += prompt.encode_suffix(model.tokenizer, QUERY)
@@ -109,3 +108,29 @@ def test_free_text_of_at_least_some_tokens(engine):
 def test_seeds_must_be_as_many_as_queries(engine):
     event = answers(engine, QUERY, branch_seeds=(1, 2))[-1]
     assert event.error_code is ErrorCode.INVALID_REQUEST
+
+
+def test_a_question_asked_several_times_is_read_once(engine):
+    """As for the answers of a group in RL: each is what it would have been on its own."""
+    other = dataclasses.replace(QUERY, task="close the drawer")
+    seeds = (11, 12, 13, 14, 15)
+    queries = (QUERY, other, QUERY, QUERY, other)
+    before = engine.statistics.question_tokens
+    together = answers(engine, *queries, free=True, sampling=HOT, branch_seeds=seeds)
+    read = engine.statistics.question_tokens - before
+    alone = [
+        answers(engine, query, free=True, sampling=HOT, branch_seeds=(seed,))[0].answer
+        for query, seed in zip(queries, seeds, strict=True)
+    ]
+    assert [together[i].answer.token_ids for i in range(5)] == [answer.token_ids for answer in alone]
+    for i, answer in enumerate(alone):
+        assert together[i].answer.log_probs == pytest.approx(answer.log_probs, abs=1e-4)
+    assert len({answer.token_ids for answer in alone}) == 5  # copies go on by themselves
+    assert engine.statistics.question_tokens - before - read == 3 * len_of(engine, QUERY) + 2 * len_of(
+        engine, other
+    )
+    assert read == len_of(engine, QUERY) + len_of(engine, other)
+
+
+def len_of(engine, query):
+    return len(prompt.encode_suffix(engine.model.tokenizer, query))

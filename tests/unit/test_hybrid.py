@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_reason_node import prompt
-from cosmos_reason_node.engine.base import Failed, Request
+from cosmos_reason_node.engine.base import Failed, Request, Sampling
 from cosmos_reason_node.engine.loading import load_engine
 from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.engine.torch import TorchEngine
@@ -177,6 +177,29 @@ def test_branches_that_end_at_different_times_keep_their_states(model, stream):
             together[branch].answer.reasoning,
             together[branch].answer.answer,
         )
+
+
+def test_a_question_asked_twice_is_read_once_and_its_states_are_copied(model, stream):
+    query = Query(QueryKind.QUESTION, question="What moves?", think_tokens=12)
+    engine = TorchEngine(model, min_confidence=0.0)
+    seeds = (1, 2, 3)
+
+    def said(*own):
+        asked = Request(
+            "r1",
+            (window(stream, 0, 4),),
+            (query,) * len(own),
+            sampling=Sampling(temperature=1.0),
+            free=True,
+            branch_seeds=own,
+        )
+        ended = answers(engine, asked)
+        return [ended[branch].answer.token_ids for branch in range(len(own))]
+
+    together, tokens = said(*seeds), engine.statistics.question_tokens
+    assert together == [said(seed)[0] for seed in seeds]
+    assert len(set(together)) == 3
+    assert engine.statistics.question_tokens == 4 * tokens
 
 
 def test_the_spec_of_a_hybrid(directory, model):

@@ -31,6 +31,15 @@ def test_sampling_follows_the_distribution():
     assert 3 not in drawn
 
 
+def test_a_point_next_to_one_never_falls_off_the_end():
+    logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
+    forbidden = torch.arange(1000) >= 990
+    for temperature in (0.1, 1.0, 10.0):
+        point = math.nextafter(1.0, 0.0)  # float32 makes 1 of it
+        tokens, _ = sample_tokens(logits, forbidden, [Sampling(temperature=temperature)], [point])
+        assert 0 <= int(tokens[0]) < 990
+
+
 def test_nucleus_leaves_the_tail_out():
     # Probabilities 0.61, 0.22, 0.08, ...: 0.7 of the mass is in the first two.
     assert set(draws(Sampling(temperature=1.0, top_p=0.7), 300)) == {1, 2}

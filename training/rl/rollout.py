@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cosmos_reason_node.decision import DEFAULT_MIN_CONFIDENCE
-from cosmos_reason_node.engine.base import Done, Engine, Failed, Request, Sampling
+from cosmos_reason_node.engine.base import Done, Failed, Request, Sampling
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.types import Answer
@@ -38,13 +38,13 @@ class Roller:
 
     def __init__(self, config: RlConfig, sampler: TaskSampler, model: LoadedModel) -> None:
         self._config, self.sampler, self._model = config, sampler, model
-        self._engine: Engine | None = None
+        # Keeps nothing from one request to the next, so new weights in place are all it needs.
+        self._engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE, join=True)
         self.version = -1
 
     def load(self, store: WeightStore) -> None:
         """Take the newest weights."""
         self.version = store.load(self._model.network)
-        self._engine = None
 
     def roll(self, ticket: Ticket) -> Group:
         """A group of answers.
@@ -75,8 +75,6 @@ class Roller:
         return Group(ticket, task.source, tuple(answers), none=task.none)
 
     def _ask(self, request: Request, task: Task) -> Sequence[Answer]:
-        if self._engine is None:  # made anew for new weights: what an engine keeps belongs to the old ones
-            self._engine = TorchEngine(self._model, min_confidence=DEFAULT_MIN_CONFIDENCE)
         got: dict[int, Answer] = {}
         for event in self._engine.answer(request):
             if isinstance(event, Failed):
