@@ -9,6 +9,7 @@ import struct
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -18,10 +19,11 @@ import pytest
 from cosmos_reason_node.types import Frame
 from cosmos_reason_node.video import VideoFile
 from cosmos_reason_node.vision.patchify import PatchSpec
+from cosmos_reason_node.vision.resize import resize
 from cosmos_reason_node.window import Offer, TimeGrid, WindowBuffer
 from tests.unit.video_files import steady, write_video
 from training.data import archive
-from training.data.clip import open_video
+from training.data.clip import Clip, open_video
 from training.data.media import MediaError, WindowSpec, choose, load_window
 from training.data.media_scan import Unit, scan
 from training.data.schema import Frames, Grid, Video
@@ -78,6 +80,71 @@ def test_other_containers(tmp_path: Path, suffix: str):
     assert numbers(load_window(tmp_path, Video(packed.name, f"x.{suffix}"), SPEC))[0] == 0
     unit = Unit(f"x.{suffix}", parts=((1.0, 1.5),))
     assert scan(tmp_path, [unit], 1)[unit].reason == ""
+
+
+def moving_video(path: Path, codec: str, options: dict[str, str], count: int = 96) -> Path:
+    """Ten frames a second that all differ, and are stored in another order than shown."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (48, 64, 3)).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for _ in range(count):
+            image = 0.97 * np.roll(image, 1, axis=1) + 0.03 * rng.integers(0, 255, image.shape)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+GROUPS = "keyint=12:min-keyint=12:scenecut=0:b-adapt=0:bframes=3"
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": f"{GROUPS}:open-gop=1"}),
+        ("libx264", {"x264-params": GROUPS}),
+        ("libx265", {"x265-params": f"{GROUPS}:open-gop=1:log-level=none"}),
+        ("mpeg4", {"g": "12", "bf": "2"}),
+    ],
+    ids=["h264-open", "h264", "hevc-open", "mpeg4"],
+)
+def test_frames_that_are_sought_are_those_of_playing(
+    tmp_path: Path, codec: str, options: dict[str, str], suffix: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also those between two key frames that are shown before the frame they are stored behind."""
+    starts: list[int | None] = []
+    decode = Clip._decode
+
+    def noted(self: Clip, wanted: dict[int, int], spec: WindowSpec, start: int | None) -> Any:
+        starts.append(start)
+        return decode(self, wanted, spec, start)
+
+    monkeypatch.setattr(Clip, "_decode", noted)
+    path = moving_video(tmp_path / f"x.{suffix}", codec, options)
+    with av.open(str(path)) as container:
+        played = [resize(frame.to_ndarray(format="rgb24"), (56, 56)) for frame in container.decode(video=0)]
+    with open_video(tmp_path, Video(path.name)) as clip:
+        stamps = clip.stamps_ns
+        assert len(stamps) == len(played)
+        for i, image in enumerate(played):
+            np.testing.assert_array_equal(clip.read([i], SPEC)[i], image)
+        starts.clear()
+        far = clip.read([0, 47, 95], SPEC)
+        assert len(starts) == 3  # what lies between is not decoded
+        assert None not in starts
+        starts.clear()
+        assert len(clip.read(range(20, 40, 2), SPEC)) == 10
+        assert len(starts) == 1
+    assert all(np.array_equal(far[i], played[i]) for i in far)
+    for first in range(24, 48):
+        part = Video(path.name, "", stamps[first] / 1e9, stamps[first + 8] / 1e9)
+        with open_video(tmp_path, part) as clip:
+            assert clip.stamps_ns == stamps[first : first + 8]
+            np.testing.assert_array_equal(clip.read([0], SPEC)[0], played[first])
+    assert None not in starts  # never from the file's first frame
 
 
 def test_a_part_is_read_by_its_times(tmp_path: Path):

@@ -27,6 +27,8 @@ _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,m4v,gif"
 _EXACT = ("mov", "matroska")
 # Times in headers are rounded: a frame this much before a part's begin belongs to it, seconds.
 _EDGE_S = 1e-3
+# Further back than frames are ever stored from where they are shown, seconds.
+_BACK_S = 10.0
 
 
 class Clip:
@@ -46,9 +48,11 @@ class Clip:
         self._shown, self._source, self._head = shown, source, head
         self._open()
         self._origin = self._stream.start_time or 0
+        self._keys: list[tuple[int, int]] = []  # (presentation time, where to seek to) of key frames
         try:
             exact = any(name in self._container.format.name for name in _EXACT)
             self._all = self._packet_times(part) if exact else []
+            self._keys.sort()
             self._exact = bool(self._all)
             if not self._exact:
                 self._all = self._frame_times()
@@ -103,17 +107,32 @@ class Clip:
         """Release the file."""
         self._container.close()
 
-    def read(self, indices: Sequence[int], spec: WindowSpec) -> dict[int, np.ndarray]:
+    def read(
+        self, indices: Sequence[int], spec: WindowSpec, *, between: bool = False
+    ) -> dict[int, np.ndarray]:
         """Frames by index into ``stamps_ns``, (h, w, 3) uint8 RGB at the model's size.
+
+        Args:
+            indices: in any order.
+            spec: says the size.
+            between: decode all that lies between them too, so that damage there is an error.
 
         Raises:
             MediaError: one of them cannot be decoded.
         """
         if self._exact:
             wanted = {self._times[i]: i for i in indices}
-            found = self._decode(wanted, spec, seek=True)
-            if len(found) < len(wanted):  # the seek landed behind a frame that it needs
-                found = self._decode(wanted, spec, seek=False)
+            found: dict[int, np.ndarray] = {}
+            for run in [sorted(wanted)] if between else self._runs(sorted(wanted)):
+                key = self._key_before(run[0])
+                start = self._keys[key][1] if key >= 0 else run[0]
+                found |= self._decode({pts: wanted[pts] for pts in run}, spec, start)
+            # Where a seek landed behind a frame that it needs: from further back, in the end from the first.
+            for start_s in (_BACK_S, None):
+                left = {pts: i for pts, i in wanted.items() if i not in found}
+                if left:
+                    back = None if start_s is None else min(left) - round(start_s / self._base)
+                    found |= self._decode(left, spec, back)
         else:
             first = self._all.index(self._times[0])
             found = self._count({first + i: i for i in indices}, spec)
@@ -123,15 +142,38 @@ class Clip:
             raise MediaError(f"{self._shown}: the frame at {at_s:.2f} s cannot be decoded; download it again")
         return found
 
-    def _decode(self, wanted: dict[int, int], spec: WindowSpec, *, seek: bool) -> dict[int, np.ndarray]:
-        """Frames by their time, from the key frame before them on or from the first."""
+    def _runs(self, wanted: Sequence[int]) -> Iterator[list[int]]:
+        """Frames to decode in one go, by their sorted times: between two runs a key frame is passed over.
+
+        So three frames of a film cost three seeks, and frames that follow each other cost one.
+        """
+        run: list[int] = []
+        last = 0
+        for pts in wanted:
+            key = self._key_before(pts)
+            if run and key > last + 1:
+                yield run
+                run = []
+            run.append(pts)
+            last = key
+        yield run
+
+    def _key_before(self, pts: int) -> int:
+        """Place in ``_keys`` of the last key frame that is shown no later than ``pts``; -1 = there is none.
+
+        A frame that is stored behind a key frame but shown before it may need the key frame before that one.
+        """
+        return bisect.bisect_right(self._keys, pts, key=lambda key: key[0]) - 1
+
+    def _decode(self, wanted: dict[int, int], spec: WindowSpec, start: int | None) -> dict[int, np.ndarray]:
+        """Frames by their time, from the key frame before ``start`` on; None = from the first."""
         found: dict[int, np.ndarray] = {}
         last = max(wanted)
-        if not seek:
+        if start is None:
             self._reopen()
         try:
-            if seek:
-                self._container.seek(min(wanted), stream=self._stream)
+            if start is not None:
+                self._container.seek(max(start, min(0, self._origin)), stream=self._stream)
             for frame in self._container.decode(self._stream):
                 index = wanted.get(frame.pts) if frame.pts is not None else None
                 if index is not None and not frame.is_corrupt:
@@ -165,6 +207,7 @@ class Clip:
     def _packet_times(self, part: Video) -> list[int]:
         """Presentation times around ``part`` in the stream's time base, sorted; empty if there are none."""
         times, count = [], 0
+        self._keys.clear()
         high = _bounds(part)[1]
         try:
             if part.start_s:
@@ -179,6 +222,9 @@ class Clip:
                     return []
                 if not packet.is_discard:
                     times.append(packet.pts)
+                if packet.is_keyframe:  # some containers are sought by one time, some by the other
+                    dts = packet.pts if packet.dts is None else packet.dts
+                    self._keys.append((packet.pts, min(packet.pts, dts)))
                 if packet.dts is not None and self._ns(packet.dts) > high:
                     return sorted(times)
         except (av.error.FFmpegError, OSError) as error:
@@ -214,8 +260,9 @@ class Clip:
         return self._origin + round(time_s / self._base)
 
     def _bad(self, error: object) -> MediaError:
+        what = getattr(error, "strerror", None) or error  # FFmpeg's own numbers say nothing to a reader
         return MediaError(
-            f"{self._shown} cannot be decoded ({error}): it is damaged, cut off or no video; try to play it, "
+            f"{self._shown} cannot be decoded ({what}): it is damaged, cut off or no video; try to play it, "
             "or download it again"
         )
 
