@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 
+from training.data import media_scan
 from training.data.__main__ import main
 from training.data.blind import blind_scores
 from training.data.check import CheckResult, check
@@ -119,7 +120,7 @@ def test_broken_media_are_named_with_their_users(good: Path):
         ("truncated", "v/2.mp4"),
         ("unreadable", "v/3.mp4"),
     ]
-    assert "used by s0" in checked(good).findings[0].message
+    assert "used by s0 (samples.jsonl, row 1)" in checked(good).findings[0].message
     assert not checked(good).ok
 
 
@@ -161,6 +162,8 @@ def test_the_same_clip_twice_in_a_split_is_a_warning(good: Path):
         sample("not s1", "v/1.mp4", answer="yes"),
     ]
     write_samples(good, [*good_samples(), *same])
+    first = checked(good).findings[0]
+    assert "s1 (samples.jsonl, row 2) and not s1 (samples.jsonl, row 7) ask the same" in first.message
     assert found(good) == [
         ("contradiction", "s1"),
         ("duplicate sample", "s0"),
@@ -237,6 +240,31 @@ def test_a_file_that_kills_its_reader_is_named_and_the_others_are_read(good: Pat
     facts = scan(good, units, 2, file_seconds=1)
     assert [unit.path for unit, fact in facts.items() if fact.reason] == ["v/killer.mp4"]
     assert "remove it" in facts[units[-1]].message
+
+
+def test_damage_is_found_but_hours_long_videos_are_not_played(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame between first and middle is damaged: nobody would wait for a film to be decoded to find it."""
+    path = good / "v/long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"x264-params": "keyint=8:bframes=0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for i in range(64):
+            frame = av.VideoFrame.from_ndarray(scene(1, (i % 8) / 8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    at, size = packets[16]
+    data[at : at + size] = b"\xff" * size
+    path.write_bytes(bytes(data))
+    unit = Unit("v/long.mp4")
+    assert scan(good, [unit], 1)[unit].reason == "unreadable"
+    monkeypatch.setattr(media_scan, "_ALL_FRAMES", 63)
+    assert scan(good, [unit], 1)[unit].reason == ""
 
 
 def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]):

@@ -88,8 +88,8 @@ def test_overlong_answers_are_rejected_with_file_and_row_never_cut(tmp_path, tok
     (source,) = read(config(tmp_path), tokenizer, rejections)
     assert source.samples == 4
     overlong, with_history = rejections.problems
-    assert str(tmp_path / "made.json") == overlong.file
-    assert overlong.row == 1
+    assert str(tmp_path / "samples.jsonl") == overlong.file
+    assert overlong.row == 2
     assert "0-next: needs" in overlong.message
     assert "over data.max_tokens = 1024" in overlong.message
     assert with_history.field == "history"
@@ -127,7 +127,9 @@ def test_missing_frames_name_the_sample(tmp_path, tokenizer):
     make_data(tmp_path, windows=1)
     (source,) = read(config(tmp_path), tokenizer)
     (tmp_path / "0.npz").unlink()
-    with pytest.raises(DataError, match=r"0.npz is missing.*remove sample 0-\w+ \(made.json, row 1\)"):
+    with pytest.raises(
+        DataError, match=r"0.npz is missing.*remove sample 0-\w+ \(samples.jsonl, row [123]\)"
+    ):
         RowLoader(tokenizer, SPEC, augment=False, seed=0).load(source.rows[:1], (0, 0))
 
 

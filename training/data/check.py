@@ -114,8 +114,8 @@ def check(
     scores = blind_scores(data.samples)
     findings = [
         *map(_of_problem, data.report.problems),
-        *_broken(facts, users),
-        *_duplicates(data.samples),
+        *_broken(data, facts, users),
+        *_duplicates(data),
         *_shared_episodes(data.samples),
         *_shared_media(facts, users),
         *_alike(facts, users),
@@ -152,16 +152,16 @@ def _of_problem(problem: Problem) -> Finding:
     return Finding(kind, f"{problem.file}{row}", name + problem.message)
 
 
-def _broken(facts: dict[Unit, Facts], users: dict[Unit, list[Sample]]) -> Iterator[Finding]:
+def _broken(data: DataSet, facts: dict[Unit, Facts], users: dict[Unit, list[Sample]]) -> Iterator[Finding]:
     for unit, fact in facts.items():
         if fact.reason:
-            yield Finding(fact.reason, unit.name, f"{fact.message} ({_used_by(users[unit])})")
+            yield Finding(fact.reason, unit.name, f"{fact.message} (used by {_labels(data, users[unit])})")
 
 
-def _duplicates(samples: Sequence[Sample]) -> Iterator[Finding]:
+def _duplicates(data: DataSet) -> Iterator[Finding]:
     """Samples that ask the same of the same media."""
     asked: dict[object, list[Sample]] = defaultdict(list)
-    for sample in samples:
+    for sample in data.samples:
         options = tuple(sorted(option.casefold() for option in sample.options))
         turns = tuple((turn.role, turn.text) for turn in sample.history)
         words = (sample.question.casefold(), sample.task.casefold(), sample.action.casefold())
@@ -172,10 +172,12 @@ def _duplicates(samples: Sequence[Sample]) -> Iterator[Finding]:
         answers = {(s.options[s.answer_index] if s.options else s.answer).casefold() for s in group}
         closed = group[0].form != "free"
         if closed and len(answers) > 1:
-            what = f"{_ids(group)} ask the same and answer {_words(sorted(answers))}: correct or remove them"
+            said = _words(sorted(answers))
+            what = f"{_labels(data, group)} ask the same and answer {said}: correct or remove them"
             yield Finding("contradiction", group[0].sample_id, what)
         elif len(answers) < len(group):
-            yield Finding("duplicate sample", group[0].sample_id, f"{_ids(group)} are the same: keep one")
+            what = f"{_labels(data, group)} are the same: keep one"
+            yield Finding("duplicate sample", group[0].sample_id, what)
 
 
 def _shared_episodes(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -314,8 +316,8 @@ def _short(answer: str) -> str:
     return answer if len(answer) <= 24 else answer[:21] + "..."
 
 
-def _ids(samples: Sequence[Sample]) -> str:
-    return _words([sample.sample_id for sample in samples])
+def _labels(data: DataSet, samples: Sequence[Sample]) -> str:
+    return _words([data.label(sample) for sample in samples])
 
 
 def _names(units: Sequence[Unit]) -> str:
@@ -324,10 +326,6 @@ def _names(units: Sequence[Unit]) -> str:
 
 def _is_are(things: Sequence[object]) -> str:
     return "is" if len(things) == 1 else "have the same content and are"
-
-
-def _used_by(samples: Sequence[Sample]) -> str:
-    return f"used by {_words([sample.sample_id for sample in samples])}"
 
 
 def _words(names: Sequence[str]) -> str:

@@ -72,11 +72,13 @@ class Report:
         rows: rows met; one row can give several samples.
         bad_rows: rows left out because of a problem.
         problems: all of them, in the order met.
+        place: file and row that are being read.
     """
 
     rows: int = 0
     bad_rows: int = 0
     problems: list[Problem] = field(default_factory=list)
+    place: tuple[str, int] = ("", 0)
 
     def add(self, file: object, row: int, name: str, message: str) -> None:
         """Note one problem."""

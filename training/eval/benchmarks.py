@@ -260,6 +260,7 @@ def _one_file(path: Path) -> DataSet:
         raise DataError([Problem(str(path), 0, "", what)])
     report = Report()
     samples: dict[str, Sample] = {}
+    places: dict[str, tuple[str, int]] = {}
     for row, value in json_rows(path, str(path), report):
         try:
             sample = sample_from_json(value)
@@ -270,6 +271,7 @@ def _one_file(path: Path) -> DataSet:
             report.bad_row(path, row, f"id {sample.sample_id!r} occurs twice: give each row an id of its own")
         else:
             samples[sample.sample_id] = sample
+            places[sample.sample_id] = report.place
     if not samples:
         raise DataError(report.problems or [Problem(str(path), 0, "", "holds no sample")])
-    return DataSet(path.parent, "samples", tuple(samples.values()), report)
+    return DataSet(path.parent, "samples", tuple(samples.values()), report, places)

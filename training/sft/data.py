@@ -21,7 +21,7 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from training.data.media import WindowSpec, choose_frames
 from training.data.problems import DataError, Problem
-from training.data.readers import open_data_set
+from training.data.readers import DataSet, open_data_set
 from training.data.schema import Frames, Media, Sample, Style
 
 from .config import DataConfig, SourceConfig
@@ -157,7 +157,7 @@ def _load_source(
     windows: dict[tuple[tuple[Media, ...], bool], list[Sample]] = {}
     for sample in samples:
         windows.setdefault((sample.media, opened.whole(sample)), []).append(sample)
-    packer = _RowPacker(opened.root, data, tokenizer, spec)
+    packer = _RowPacker(opened, data, tokenizer, spec)
     rng = np.random.default_rng([seed, 0x524F57])
     rows: list[Row] = []
     first_rejected = len(rejections.problems)
@@ -170,8 +170,8 @@ def _load_source(
 
 
 class _RowPacker:
-    def __init__(self, root: Path, data: DataConfig, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
-        self._root, self._data, self._tokenizer, self._spec = root, data, tokenizer, spec
+    def __init__(self, opened: DataSet, data: DataConfig, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
+        self._opened, self._data, self._tokenizer, self._spec = opened, data, tokenizer, spec
         self._head = len(prompt.encode_prefix(tokenizer, []))
 
     def rows(
@@ -190,7 +190,7 @@ class _RowPacker:
                 total = shared + sum(map(_length, branches))
                 answers = sum(len(b.target) for b in branches)
                 held = tuple(branches), tuple(names)
-                rows.append(Row(self._root, media, whole, *held, total, visual, answers))
+                rows.append(Row(self._opened.root, media, whole, *held, total, visual, answers))
             branches.clear()
             names.clear()
 
@@ -204,7 +204,7 @@ class _RowPacker:
             if len(branches) == self._data.branches or length > self._limit:
                 close()
             branches.append(branch)
-            names.append(_name(sample))
+            names.append(self._opened.label(sample))
         close()
         return rows
 
@@ -219,8 +219,7 @@ class _RowPacker:
         ).compact()
 
     def _problem(self, sample: Sample, branch: Branch, visual: int, shared: int) -> Problem | None:
-        origin = sample.provenance
-        where = (str(self._root / origin.file) if origin.file else str(self._root), origin.row)
+        where = self._opened.place(sample)
         if sample.history:
             what = f"{sample.sample_id}: has turns before its question, which the node's prompt has not"
             return Problem(*where, "history", what + "; make it a question that stands alone")
@@ -260,12 +259,6 @@ def spread(sources: Sequence[Source], most: int) -> list[Row]:
 
 def _length(branch: Branch) -> int:
     return len(branch.question) + len(branch.target)
-
-
-def _name(sample: Sample) -> str:
-    origin = sample.provenance
-    row = f", row {origin.row}" if origin.row else ""
-    return f"{sample.sample_id} ({origin.file or origin.source}{row})"
 
 
 class RowSampler:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..problems import DataError, FieldErrors, Problem, Report
@@ -32,12 +32,14 @@ class DataSet:
         layout: name of the reader (READERS).
         samples: all that are valid, in the files' order, with unique ids.
         report: rows read, rows left out, and why.
+        places: by id, file and row that a sample was read from.
     """
 
     root: Path
     layout: str
     samples: tuple[Sample, ...]
     report: Report
+    places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def whole(self, sample: Sample) -> bool:
         """Whether a sample asks about all of its clip, so that a long one is looked at with longer ticks.
@@ -49,6 +51,17 @@ class DataSet:
         if self.layout == "lerobot":
             return sample.kind is QuestionKind.CAPTION
         return self.layout != "samples" or bool(sample.extra.get("whole"))
+
+    def place(self, sample: Sample) -> tuple[str, int]:
+        """File and row that a sample was read from; the folder and 0 where that is not known."""
+        return self.places.get(sample.sample_id, (str(self.root), 0))
+
+    def label(self, sample: Sample) -> str:
+        """A sample as messages name it: ``drawer-17 (samples.jsonl, row 4)``."""
+        file, row = self.place(sample)
+        if not row:
+            return sample.sample_id
+        return f"{sample.sample_id} ({os.path.relpath(file, self.root)}, row {row})"
 
 
 def find_layout(root: Path) -> str:
@@ -90,13 +103,14 @@ def open_data_set(root: Path, layout: str = "", *, strict: bool = True) -> DataS
     """
     report = Report()
     layout = layout or find_layout(root)
-    samples = tuple(_unique(READERS[layout](root, report), root, report))
+    places: dict[str, tuple[str, int]] = {}
+    samples = tuple(_unique(READERS[layout](root, report), root, report, places))
     if strict:
         report.raise_if_any()
     if not samples:
         report.add(root, 0, "", "holds no usable sample")
         raise DataError(report.problems)
-    return DataSet(root, layout, samples, report)
+    return DataSet(root, layout, samples, report, places)
 
 
 def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
@@ -107,12 +121,14 @@ def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
     root = Path(os.path.commonpath([data.root.resolve() for data in (first, *others)]))
     report = Report(first.report.rows, first.report.bad_rows, list(first.report.problems))
     samples = [_moved(sample, first.root, root) for sample in first.samples]
+    places = dict(first.places)
     for data in others:
         name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower())
         name = name if name[:1].isalnum() else f"other{name}"  # splits begin with a letter or a digit
         report.rows += data.report.rows
         report.bad_rows += data.report.bad_rows
         report.problems += data.report.problems
+        places |= {f"{name}/{sample_id}": place for sample_id, place in data.places.items()}
         samples += [
             dataclasses.replace(
                 _moved(sample, data.root, root),
@@ -121,7 +137,7 @@ def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
             )
             for sample in data.samples
         ]
-    return DataSet(root, first.layout, tuple(samples), report)
+    return DataSet(root, first.layout, tuple(samples), report, places)
 
 
 def _moved(sample: Sample, start: Path, root: Path) -> Sample:
@@ -140,15 +156,16 @@ def _moved(sample: Sample, start: Path, root: Path) -> Sample:
     return dataclasses.replace(sample, media=media)
 
 
-def _unique(samples: Iterator[Sample], root: Path, report: Report) -> Iterator[Sample]:
-    """Samples without those that repeat an id; the first one stays."""
-    seen: dict[str, str] = {}
+def _unique(
+    samples: Iterator[Sample], root: Path, report: Report, places: dict[str, tuple[str, int]]
+) -> Iterator[Sample]:
+    """Samples without those that repeat an id; the first one stays. ``places`` gets where each stands."""
     for sample in samples:
-        origin = sample.provenance
-        if sample.sample_id in seen:
-            first = seen[sample.sample_id]
+        if sample.sample_id in places:
+            file, row = places[sample.sample_id]
+            first = f"{os.path.relpath(file, root)}, row {row}"
             what = f"id {sample.sample_id!r} was used by {first}: give each row an id of its own"
-            report.bad_row(root / origin.file, origin.row, FieldErrors([("sample_id", what)]))
+            report.bad_row(*report.place, FieldErrors([("sample_id", what)]))
         else:
-            seen[sample.sample_id] = f"{origin.file}, row {origin.row}"
+            places[sample.sample_id] = report.place
             yield sample

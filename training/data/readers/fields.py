@@ -150,6 +150,7 @@ def json_rows(path: Path, shown: str, report: Report) -> Iterator[tuple[int, Any
             return
         for row, item in enumerate(value, 1):
             report.rows += 1
+            report.place = shown, row
             yield row, item
 
 
@@ -180,6 +181,7 @@ def _lines(stream: Any, shown: str, report: Report) -> Iterator[tuple[int, Any]]
             )
             report.bad_row(shown, row, f"is not JSON in UTF-8 ({error}){cut}")
             continue
+        report.place = shown, row
         yield row, value
 
 

@@ -153,6 +153,7 @@ def _episode_rows(root: Path, info: _Info, report: Report) -> Iterator[tuple[int
         for value in rows:
             row += 1
             report.rows += 1
+            report.place = str(path), row
             yield row, value
 
 
