@@ -72,9 +72,9 @@ class Config:
     remote_key_env: str = setting("", "Environment variable that holds the server's key; empty = no key.")
     remote_video: str = setting(
         "images",
-        "How windows go to the server: images (frames one by one, any server), video (one JPEG sequence, as "
-        "vLLM and SGLang take it).",
-        choices=("images", "video"),
+        "How the server is asked: images (frames one by one, any server), video (one JPEG sequence, as vLLM "
+        "and SGLang take it), edge_llm (one exact clip and a grammar, as TensorRT Edge-LLM takes them).",
+        choices=("images", "video", "edge_llm"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: str = setting(

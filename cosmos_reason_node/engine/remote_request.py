@@ -99,7 +99,7 @@ def answer_pattern(query: Query, think: int) -> str:
     elif prompt.is_yes_no(query):
         answer = "|".join(dict.fromkeys(text.strip() for side in YES_NO for text in side))
     else:
-        answer = "[^<]+"
+        answer = "[^< \n][^<]*"
     return f"{prompt.THINK_OPEN}{'[^<]*' if think else ''}{prompt.THINK_CLOSE}({answer}){prompt.ANSWER_CLOSE}"
 
 

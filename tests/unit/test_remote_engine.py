@@ -56,6 +56,7 @@ def test_the_prompt_is_the_node_s(server):
     system, user = asked["messages"]
     assert (asked["path"], asked["model"], asked["seed"]) == ("/v1/chat/completions", "one", 7)
     assert (asked["temperature"], asked["top_p"], asked["stream"]) == (0.6, 0.9, True)
+    assert (asked["top_k"], asked["repetition_penalty"]) == (-1, 1.0)  # not the checkpoint's own
     assert system == {"role": "system", "content": prompt.SYSTEM}
     *media, text = user["content"]
     assert text == {"type": "text", "text": prompt.user_text(ASKED)}
@@ -160,6 +161,32 @@ def test_confidence_is_not_read_off_a_thought(server, monkeypatch):
     assert (answer.option_index, answer.confidence) == (1, pytest.approx(0.8))
 
 
+@pytest.mark.parametrize(
+    ("tops", "verdict", "confidence"),
+    [
+        ({"yes": math.log(0.9), "no": math.log(0.1), "the": None}, Verdict.YES, 0.9),
+        ({"no": math.log(0.9), "the": None}, Verdict.UNKNOWN, 0.0),
+    ],
+)
+def test_tokens_without_text_or_probability_are_what_they_are(server, monkeypatch, tops, verdict, confidence):
+    """TensorRT Edge-LLM: no text for a token that is not among its likeliest, null for a forbidden one."""
+
+    def piece(text, token, alternatives):
+        entries = [{"token": name, "logprob": value} for name, value in alternatives.items()]
+        logprobs = {"content": [{"token": token, "logprob": None, "top_logprobs": entries}]}
+        return {"choices": [{"delta": {"content": text}, "logprobs": logprobs}]}
+
+    def stream(self):
+        yield piece("<think>\n\n</think>\n\n<answer>\n", "", {"Sure": -0.1})
+        yield piece("yes", "yes" if "yes" in tops else "", tops)
+        yield piece("\n</answer>", "\n</answer>", {"yes": math.log(0.5), "no": math.log(0.1)})
+        yield {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    answer = ended(engine(server), request())[0].answer
+    assert (answer.verdict, answer.confidence) == (verdict, pytest.approx(confidence))
+
+
 def test_a_character_that_comes_in_halves_is_put_together(server):
     server.pieces = ("<think>\nseen by ", "\ud83e", "\udd16", " \ud83e\n</think><answer>", "yes", "</answer>")
     events = list(engine(server).answer(request()))
@@ -178,7 +205,10 @@ def test_a_character_that_comes_in_halves_is_put_together(server):
         ({"fault": "status", "status": 404}, "check remote_url"),
         ({"fault": "status", "status": 429}, "it is busy"),
         ({"finish": "length"}, "cut at"),
+        ({"finish": "abort"}, "broke the answer off (abort)"),
+        ({"finish": "error"}, "broke the answer off (error)"),
         ({"usage": {"prompt_tokens": 40, "completion_tokens": 5}}, "samples or shrinks frames"),
+        ({"usage": {"prompt_tokens": 0, "completion_tokens": 5}}, "samples or shrinks frames"),
         ({"usage": {"prompt_tokens": 500, "completion_tokens": 10**6}}, "wrote 1000000 tokens"),
         ({"usage": {"prompt_tokens": "many", "completion_tokens": 5}}, "make no sense"),
         ({"usage": {"prompt_tokens": 10**12, "completion_tokens": 5}}, "make no sense"),
