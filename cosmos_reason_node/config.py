@@ -73,7 +73,7 @@ class Config:
     remote_video: str = setting(
         "images",
         "How the server is asked: images (frames one by one, any server), video (one JPEG sequence, as vLLM "
-        "and SGLang take it), edge_llm (one exact clip and a grammar, as TensorRT Edge-LLM takes them).",
+        "takes it), edge_llm (one exact clip and a grammar, as TensorRT Edge-LLM takes them).",
         choices=("images", "video", "edge_llm"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")

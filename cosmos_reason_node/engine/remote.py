@@ -304,10 +304,10 @@ class _Call:
                 if data == b"[DONE]":
                     return True
                 piece = json.loads(data)
-                if "error" in piece:
-                    raise failed(
-                        f"the server ends with an error: {self._engine.hide(str(piece['error']))[:200]}"
-                    )
+                # vLLM has also said it without a word "error" of its own, and others say that there is none.
+                error = piece.get("error") or (piece if piece.get("object") == "error" else None)
+                if error:
+                    raise failed(f"the server ends with an error: {self._engine.hide(str(error))[:200]}")
                 self._pieces.put(piece)
         return False
 

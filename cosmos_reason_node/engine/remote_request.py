@@ -3,7 +3,7 @@
 
     form        a window goes as                    answering at once           for
     images      one JPEG a frame                    the turn is begun           any server
-    video       one JPEG sequence and its rate      the turn is begun           vLLM, SGLang
+    video       one JPEG sequence and its rate      the turn is begun           vLLM
     edge_llm    one clip, bit for bit, all of it    a grammar opens the turn    TensorRT Edge-LLM
 
 TensorRT Edge-LLM refuses fields that it does not know and cannot go on with a turn that was begun, but writes
@@ -52,7 +52,11 @@ class RemoteRequest:
 def remote_request(
     request: Request, index: int, media: Sequence[dict[str, Any]], form: str, default_think_tokens: int
 ) -> RemoteRequest:
-    """Query ``index`` of a request, with its windows as ``media``."""
+    """Query ``index`` of a request, with its windows as ``media``.
+
+    Raises:
+        CosmosReasonError: INVALID_REQUEST, windows that this form cannot carry together.
+    """
     query = request.queries[index]
     think = query.think_tokens if query.think_tokens >= 0 else default_think_tokens
     most = think + request.max_answer_tokens + (0 if request.free else _FORMAT_TOKENS)
@@ -85,7 +89,14 @@ def remote_request(
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     if media and form == "video":
         rates = [window.fps for window in request.windows]
-        body["mm_processor_kwargs"] = {"fps": rates[0] if len(set(rates)) == 1 else rates}
+        if max(rates) != min(rates):
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST, "windows of different rates: remote_video images or edge_llm"
+            )
+        # The rate twice: newer versions take it where frames are read, older ones in the processor. And no
+        # bound on the number of frames, else those beyond 32 are cut off.
+        body["mm_processor_kwargs"] = {"fps": rates[0]}
+        body["media_io_kwargs"] = {"video": {"fps": rates[0], "num_frames": -1}}
     return RemoteRequest(body, opened, most)
 
 

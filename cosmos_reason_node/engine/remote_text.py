@@ -87,7 +87,7 @@ class RemoteText:
                     # A token that a grammar forbids has no logarithm, hence null.
                     tops = [
                         (str(top["token"]), float(top["logprob"]))
-                        for top in entry["top_logprobs"]
+                        for top in entry.get("top_logprobs") or ()
                         if top["logprob"] is not None
                     ]
                     end += len(str(entry["token"]))

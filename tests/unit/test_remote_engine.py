@@ -75,6 +75,10 @@ def test_a_window_as_one_video_carries_its_rate(server):
     head, *rest = part["video_url"]["url"].split(",")
     assert (head, len(rest)) == ("data:video/jpeg;base64", 4)
     assert server.asked[0]["mm_processor_kwargs"] == {"fps": 4.0}
+    assert server.asked[0]["media_io_kwargs"] == {"video": {"fps": 4.0, "num_frames": -1}}
+    slow = dataclasses.replace(window(0, 4, "side"), period_ns=500_000_000)
+    refused = ended(engine(server, remote_video="video"), request(windows=(window(0, 4), slow)))[0]
+    assert refused.error_code == ErrorCode.INVALID_REQUEST
 
 
 def test_an_answer_is_parsed_streamed_and_weighed(server):
@@ -159,6 +163,36 @@ def test_confidence_is_not_read_off_a_thought(server, monkeypatch):
     query = dataclasses.replace(OPTIONS, think_tokens=32)
     answer = ended(engine(server), request(query))[0].answer
     assert (answer.option_index, answer.confidence) == (1, pytest.approx(0.8))
+
+
+def test_errors_are_those_that_are_one(server, monkeypatch):
+    """Null is none; and a piece may be an error as a whole."""
+    well = bad_server.BadServer.stream
+
+    def stream(self):
+        yield from ({**piece, "error": None} for piece in well(self))
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    assert isinstance(ended(engine(server), request())[0], Done)
+
+    def broken(self):
+        yield next(well(self))
+        yield {"object": "error", "message": "CUDA out of memory", "code": 500}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", broken)
+    assert "CUDA out of memory" in ended(engine(server), request())[0].error_msg
+
+
+def test_a_token_without_alternatives_is_one_without_probability(server, monkeypatch):
+    def stream(self):
+        for text in bad_server.WELL:
+            logprobs = {"content": [{"token": text, "logprob": -0.1, "top_logprobs": None}]}
+            yield {"choices": [{"delta": {"content": text}, "logprobs": logprobs}]}
+        yield {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(bad_server.BadServer, "stream", stream)
+    answer = ended(engine(server, min_confidence=0.6), request())[0].answer
+    assert (answer.verdict, answer.confidence) == (Verdict.YES, pytest.approx(0.6))
 
 
 @pytest.mark.parametrize(
