@@ -42,19 +42,23 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .architecture import describe
+    from .architecture import describe, describe_as
     from .train import (
         ANSWER_RECIPE,
         FINISH_RECIPE,
         OPTIONS_RECIPE,
         SHARPEN_RECIPE,
+        STAGES,
         VISION_RECIPE,
         TrainJob,
         train,
     )
 
     if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
-        describe(options.out)
+        if options.start_from:
+            describe_as(options.out, options.start_from)
+        else:
+            describe(options.out)
     job = TrainJob(
         data=WORK,
         work=WORK / "work",
@@ -65,6 +69,8 @@ def _train(options: argparse.Namespace) -> None:
         finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
         options=dataclasses.replace(OPTIONS_RECIPE, steps=options.option_steps or OPTIONS_RECIPE.steps),
         processes=options.processes,
+        stages=tuple(options.stages or STAGES),
+        start=options.start_from,
     )
     train(job)
 
@@ -173,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--sharpen-steps", type=int, default=0, help="steps of the third stage (0: default)")
     train.add_argument("--finish-steps", type=int, default=0, help="steps of the fourth stage (0: default)")
     train.add_argument("--option-steps", type=int, default=0, help="steps of the fifth stage (0: default)")
+    train.add_argument("--stages", nargs="+", metavar="NAME", help="run these stages only")
+    train.add_argument("--start-from", type=Path, help="checkpoint to begin with, instead of random weights")
     train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
     train.set_defaults(run=_train)
 

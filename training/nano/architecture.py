@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ def describe(directory: Path) -> None:
     own = {"window_frames": WINDOW_FRAMES, "fps": FPS, "frame_height": FRAME_SIDE, "frame_width": FRAME_SIDE}
     _write(directory / "cosmos_reason.json", own)
     config(directory).save_pretrained(directory)
+
+
+def describe_as(directory: Path, other: Path) -> None:
+    """Write the same description as another checkpoint has: what it learned is in its tokenizer's ids.
+
+    Raises:
+        FileNotFoundError: that one has no tokenizer.
+    """
+    if not (other / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{other} is no checkpoint: it has no tokenizer.json")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in other.glob("*.json"):
+        if path.name != "eval.json":
+            shutil.copy(path, directory)
 
 
 def config(directory: Path) -> Any:

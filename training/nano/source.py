@@ -31,6 +31,7 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
+from .facts import FACTS, Facts, facts_of, thing_facts
 from .lookup import Asked, conclusion, lookups
 from .mentions import mentions
 from .probe import States, Things, states_of, things_of
@@ -156,6 +157,7 @@ class WindowBatch:
             last token of its option.
         names: (M, 2) row and column of the last token of each name in a question about a clip.
         shown: (S, 3) what a name is about: which name, mentions.LATEST or EARLIEST, and column.
+        facts: of the names and of the clips' windows.
         pairs: for the probes; nothing where the tower is not trained.
     """
 
@@ -173,6 +175,7 @@ class WindowBatch:
     choices: Tensor
     names: Tensor
     shown: Tensor
+    facts: Facts
     pairs: PairBatch | None
 
     @property
@@ -373,17 +376,21 @@ class WindowSource:
         groups += [LOOKUP for row in drill for _ in row]
         verdict, owner = _verdicts([branch for row in branches for branch in row])
         options = _options(world, asked + drill, rows.prefixes.tolist(), len(windows))
+        names, shown, facts = _names(world, windows if video else [], asked, rows.prefixes.tolist())
+        happened = [w.happened for w in windows if w.happened is not None]
         return WindowBatch(
             rows,
             torch.from_numpy(learn),
             states_of(places, HELD_OUT_TASKS),
-            events_of([w.happened for w in windows if w.happened is not None]),
+            events_of(happened),
             owner,
             verdict,
             torch.tensor([GROUPS.index(group) for group in groups]),
             torch.tensor([bool(query.options) for row in asked + drill for query, _, _ in row]),
             *options,
-            *_names(world, windows if video else [], asked, rows.prefixes.tolist()),
+            names,
+            shown,
+            facts_of(facts, happened),
             pairs,
         )
 
@@ -448,22 +455,28 @@ def _options(
 
 def _names(
     world: World, windows: Sequence[_Asked], asked: Sequence[Sequence[Asked]], prefixes: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """``WindowBatch``'s names and shown."""
+) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+    """``WindowBatch``'s names and shown, and the facts of each name."""
     names: list[tuple[int, int]] = []
     shown: list[tuple[int, int, int]] = []
+    facts: list[np.ndarray] = []
+    unknown = np.full(len(FACTS), np.nan, np.float32)
     cells = world.visual_tokens
     for row, (window, branches) in enumerate(zip(windows, asked, strict=False)):
+        if window.happened is None:
+            continue
+        table = thing_facts(*window.happened)
         start = prefixes[row]
         first = start - 1 - len(window.patches) * cells
-        for query, _, branch in branches if window.happened else ():
+        for query, _, branch in branches:
             about = mentions(query, branch.question, window.happened, cells, world.tokenizer)
-            for column, places in about:
+            for column, places, thing in about:
                 shown += [(len(names), when, first + k) for when, tokens in enumerate(places) for k in tokens]
                 names.append((row, start + column))
+                facts.append(table[thing] if thing >= 0 else unknown)
             start += len(branch.question) + len(branch.target)
     pairs = torch.tensor(names, dtype=torch.long).view(-1, 2)
-    return pairs, torch.tensor(shown, dtype=torch.long).view(-1, 3)
+    return pairs, torch.tensor(shown, dtype=torch.long).view(-1, 3), facts
 
 
 def option_ends(world: World, query: Query, question: Sequence[int]) -> list[int]:

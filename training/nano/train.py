@@ -20,6 +20,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
+from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.parent_death import die_with
 from training.data.sim.generate import CLIPS, EPISODES
 from training.data.sim.windows import ClipStore, EpisodeStore
@@ -39,10 +40,10 @@ ANSWER_RECIPE = OptimizerConfig(steps=2000, peak_rate=1.5e-3, final_rate=1e-5, v
 # The tower is what limits answers about the robot: most pairs are of it.
 ANSWER_DRAWS = DrawSettings(pairs=56, robot_share=0.75, one_sided=400)
 # By then the tower sees what a drawer does and, however long it goes on, hardly what a window does: its pane
-# is small, moves little, and is one moment of five. It takes steps that show little else.
+# is small, moves little, and is one moment of five. So is a handle. It takes steps that show little else.
 SHARPEN_RECIPE = OptimizerConfig(steps=800, peak_rate=1.5e-3, final_rate=2e-4, warm_up=50)
 SHARPEN_DRAWS = DrawSettings(
-    pairs=192, robot_share=0.9, scene_shares={"window": 4.0, "handle": 1.3, "door": 1.0, "drawer": 0.35}
+    pairs=192, robot_share=0.8, scene_shares={"window": 3.0, "handle": 3.0, "door": 1.0, "drawer": 0.35}
 )
 FINISH_RECIPE = OptimizerConfig(steps=800, peak_rate=8e-4, final_rate=1e-5, warm_up=50)
 FINISH_DRAWS = DrawSettings(
@@ -64,6 +65,7 @@ OPTIONS_DRAWS = DrawSettings(
     clip_branches=8,
     asked=3,
 )
+STAGES = ("vision", "answers", "sharpen", "finish", "options")
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
 _STOPPED = 130  # exit code of a process that a signal ended, as shells have it
 
@@ -79,6 +81,8 @@ class TrainJob:
         vision, answers, sharpen, finish, options: recipes of the stages.
         vision_draws, answer_draws, sharpen_draws, finish_draws, options_draws: what they are shown.
         processes: one per core.
+        stages: names of those to run, in their order.
+        start: directory of the checkpoint to begin with; None: random weights.
     """
 
     data: Path
@@ -95,6 +99,8 @@ class TrainJob:
     finish_draws: DrawSettings = FINISH_DRAWS
     options_draws: DrawSettings = OPTIONS_DRAWS
     processes: int = 2
+    stages: tuple[str, ...] = STAGES
+    start: Path | None = None
 
 
 def train(job: TrainJob) -> None:
@@ -104,6 +110,9 @@ def train(job: TrainJob) -> None:
         FileNotFoundError: there is nothing to train on; says what to run.
         TrainingError, StoreError, Interrupted: see training.sft.loop.
     """
+    unknown = set(job.stages) - set(STAGES)
+    if unknown:
+        raise TrainingError(f"there is no stage {sorted(unknown)[0]!r}: choose from {', '.join(STAGES)}")
     torch.set_num_threads(1)
     episodes = EpisodeStore(job.data / EPISODES / "train", without=HELD_OUT_TASKS)
     clips = ClipStore(job.data / CLIPS / "train", SCENE_SHARES)
@@ -166,6 +175,8 @@ def _forked(
 def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> None:
     """What each process does."""
     model = create(job.output)
+    if job.start is not None:
+        model.network.load_state_dict(load(job.start, device="cpu", dtype="float32").network.state_dict())
     torch.manual_seed(1)
     probes = Probes(model.network.lm_head.weight.shape[1])
     world = World(episodes, clips, model)
@@ -179,6 +190,8 @@ def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> 
     )
     with join(RunConfig(output=str(job.work), device="cpu", threads=1)) as context:
         for name, objective, source, recipe in stages:
+            if name not in job.stages:
+                continue
             answering.freeze_tower(name == "options")
             _stage(name, objective, source, recipe, job, context)
     if rank == 0:
