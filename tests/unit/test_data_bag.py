@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,32 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "row 2, topic: '/none' has no image" in capsys.readouterr().err
     assert main(["bag", str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert main(["bag", str(bag), str(tmp_path / "out"), "--model", str(tmp_path)]) == 1
+    capsys.readouterr()
+    assert main(["bag", str(bag), str(tmp_path / "other")]) == 1  # foreign, and nothing said about it
+    assert "say with --labels FILE" in (said := capsys.readouterr().err)
+    assert "image topics: /wrist/image" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": camera(raw)})
+    labels = write_labels(tmp_path / "labels.jsonl", label())
+    arguments = ["bag", str(bag), str(tmp_path / "out"), "--labels", str(labels)]
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if len(list(path.parent.glob("*.png"))) < 3:
+            return write(path, data)
+        write(path, data[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write() raises it: without a file
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(arguments) == 1
+    assert f"{tmp_path / 'out'}: No space left on device: make room there" in capsys.readouterr().err
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(left) == 3
+    assert all(cv2.imread(str(path)) is not None for path in left)
+    monkeypatch.undo()
+    assert main(arguments) == 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from .check import check, report_text, show_progress, unusable, write_json
 from .media import WindowSpec
 from .problems import DataError, Report
 from .readers import READERS, joined, open_data_set
+
+_FULL = ": make room there and start again; what is whole is not made again"
+_ADVICE = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,8 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except CosmosReasonError as error:
         print(error.message, file=sys.stderr)
-    except OSError as error:
-        print(f"{error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+    except OSError as error:  # a write names no file: it is one of those that were to be made
+        file = error.filename or getattr(options, "out", None) or getattr(options, "json", None)
+        print(
+            f"{file or 'output'}: {error.strerror or error}{_ADVICE.get(error.errno or 0, '')}",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -139,6 +139,13 @@ def convert(
             report.bad_row(f"{bag} decisions", row, error)
         else:
             wanted += [(row, f"{bag} decisions", *found)] if found else []
+    if not index.decisions and labels is None:
+        topics = ", ".join(sorted(index.stamps_ns)) or "none"
+        what = (
+            "holds no decision of the node: say with --labels FILE where windows end and what is true there; "
+            f"its image topics: {topics}"
+        )
+        report.add(bag, 0, "", what)
     for row, value in json_rows(labels, str(labels), report) if labels else ():
         try:
             wanted.append((row, str(labels), *_of_label(value, row, bag, index, spec, split)))
