@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs from configuration to model: learning, resuming, and what can go wrong on the way."""
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,15 @@ import psutil
 import pytest
 import torch
 
+from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.models.spec import read_model_spec
 from cosmos_reason_node.types import QueryKind
 from tests.unit.sft_files import forked, make_data, make_model, settings, wait_for, write_config
+from training.data.problems import DataError
 from training.settings import make_settings
+from training.sft import launch
+from training.sft.__main__ import main
 from training.sft.config import ConfigError, SftConfig
 from training.sft.report import read_log
 from training.sft.run import run
@@ -148,4 +153,32 @@ def test_the_command_says_what_is_wrong(files, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "is no folder: give the folder that holds the data set" in done.stderr
+    assert "data.sources[0].path: is no folder: give the folder that holds the data set" in done.stderr
+
+
+def test_wrong_paths_are_said_before_workers_are_started(files, tmp_path, monkeypatch):
+    """Else each of them says it, behind torchrun's own pages; and a folder for nothing is left."""
+    monkeypatch.setattr(launch, "_call", lambda command: pytest.fail("workers were started"))
+    several = {"launcher": "torchrun", "processes": 2}
+    missing = {"validation": [{"path": str(tmp_path / "gone")}], "sources": [{"path": str(tmp_path)}]}
+    value = settings(*files, tmp_path / "run", run=several, data=missing)
+    with pytest.raises(DataError) as raised:
+        launch.launch(write_config(tmp_path / "a.yaml", value))
+    assert [problem.field for problem in raised.value.problems] == [
+        "data.sources[0].path",
+        "data.validation[0].path",
+    ]
+    value = settings(tmp_path / "none", files[1], tmp_path / "run", run=several)
+    with pytest.raises(CosmosReasonError, match="no checkpoint directory"):
+        launch.launch(write_config(tmp_path / "b.yaml", value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_said_without_a_traceback(monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "launch", full)
+    monkeypatch.setattr(sys, "argv", ["training.sft", "--config", "x.yaml"])
+    assert main() == 1
+    assert "make room in run.output" in capsys.readouterr().err

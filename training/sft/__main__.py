@@ -33,6 +33,10 @@ def main() -> int:
     except (ConfigError, DataError, CosmosReasonError, TrainingError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        what = "make room in run.output if it is full, then start again: it goes on from the last checkpoint"
+        print(f"error: {error}: {what}", file=sys.stderr)
+        return 1
     return 0
 
 

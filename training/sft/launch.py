@@ -18,7 +18,7 @@ import psutil
 
 from .config import SftConfig, load_config
 from .loop import Interrupted, TrainingError
-from .run import run
+from .run import check_paths, run
 
 _RAY_STARTS = 3
 _RAY_STORE_BYTES = 256 << 20  # data and checkpoints go through files, not through Ray
@@ -31,6 +31,8 @@ def launch(path: Path) -> None:
         TrainingError: workers failed.
     """
     config = load_config(path)
+    if "RANK" not in os.environ:
+        check_paths(config)  # once, in words, before many processes say it and their launchers explain it
     if config.run.launcher == "inline" or "RANK" in os.environ:
         run(config)
     elif config.run.launcher == "torchrun":

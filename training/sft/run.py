@@ -13,6 +13,8 @@ from cosmos_reason_node.models.load import load
 from cosmos_reason_node.models.qwen2_5_vl import DTYPES, LoadedModel
 from cosmos_reason_node.models.spec import CONFIG, TOKENIZER, ModelSpec, read_json, read_model_spec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
+from training.data.problems import DataError, Problem
+from training.data.readers import find_layout
 
 from . import memory
 from .batches import RowList, RowLoader, RowSource
@@ -58,6 +60,26 @@ def run(config: SftConfig) -> None:
             target = directory / "model"
             export(network, base, spec, target, lora=config.model.lora)
             print(f"wrote {target}", flush=True)
+
+
+def check_paths(config: SftConfig) -> None:
+    """Look whether there are a checkpoint and data sets where the configuration says so.
+
+    Raises:
+        CosmosReasonError: there is no checkpoint.
+        DataError: with all folders that are not there or hold nothing known.
+    """
+    read_model_spec(Path(config.model.path).expanduser())
+    problems = []
+    for name in ("sources", "validation"):
+        for number, source in enumerate(getattr(config.data, name)):
+            try:
+                find_layout(Path(source.path).expanduser())
+            except DataError as error:
+                field = f"data.{name}[{number}].path"
+                problems += [Problem(source.path, 0, field, p.message) for p in error.problems]
+    if problems:
+        raise DataError(problems)
 
 
 def _read_data(
