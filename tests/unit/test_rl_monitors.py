@@ -2,13 +2,20 @@
 """Warnings, the page, and the simulation of a cluster."""
 
 import dataclasses
+import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from training.rl.monitors import flat, warnings
+from cosmos_reason_node.types import Query, QueryKind
+from training.rl.books import Group, Judgement, Sampled, Ticket
+from training.rl.config import make_config
+from training.rl.monitors import Monitor, flat, warnings
 from training.rl.page import page
-from training.rl.simulate import Cluster, Phases, asynchronous, compare, synchronous
+from training.rl.simulate import Cluster, Phases, asynchronous, compare, main, synchronous
+from training.sft.report import RunLog
 
 
 def entry(step, **changes):
@@ -81,6 +88,67 @@ def test_the_page_stands_alone_and_escapes_names():
     assert long.count("<polyline") == 2 * long.count('stroke-opacity="0.25"')  # each with its running mean
 
 
+def test_the_first_iteration_is_seen():
+    assert page("x", [entry(0)], []).count("<circle") >= 9
+
+
+def test_many_data_sets_are_told_apart():
+    many = {f"set{i}": i / 20 for i in range(14)}
+    html = page("x", [entry(i, accuracy_by_source=many) for i in range(100)], [])
+    chart = html[html.index("<figcaption>Accuracy by data set") :]
+    chart = chart[: chart.index("</figure>")]
+    strokes = re.findall(r'stroke="(#\w+)" stroke-width="1.5" stroke-opacity="1"( stroke-dasharray)?', chart)
+    assert len(strokes) == len(set(strokes)) == 15
+    assert "<th>set13</th><td>65.0 %</td>" in html
+
+
+def test_histograms_are_of_the_last_iterations():
+    entries = [entry(i, staleness={"0": 100} if i < 10 else {"0": 30, "1": 70}) for i in range(20)]
+    html = page("x", entries, [])
+    bars = html[html.index("Staleness of tokens") : html.index("Answers given")]
+    assert re.findall(r"[\d.]+ %", bars) == ["30.0 %", "70.0 %"]
+    assert "Last 10 iterations" in html
+
+
+def test_every_step_is_an_event(tmp_path, monkeypatch):
+    """Also between progress lines, the several ones of an iteration, and the last."""
+    shown = []
+    monkeypatch.setattr(
+        "training.rl.monitors.Events.add", lambda self, step, values: shown.append((step, values))
+    )
+    config = make_config(
+        {
+            "model": {"path": "m"},
+            "data": {"sources": [{"path": "d"}]},
+            "run": {"output": str(tmp_path), "log_every": 2},
+            "grpo": {"minibatches": 2, "group_size": 2},
+            "optimizer": {"steps": 6},
+            "rollout": {"max_staleness": 0},
+        }
+    )
+    options = Query(QueryKind.QUESTION, question="Which?", options=("a", "b"))
+    task = SimpleNamespace(answer="A", query=options)
+    answers = tuple(Sampled(said, (1, 2), (-0.1, -0.2), (0, 0), False) for said in ("x", "y"))
+    log = RunLog(tmp_path, 0, 6, 1)
+    for life in (0, 1):  # the second one goes on from iteration 1
+        monitor = Monitor(config, tmp_path)
+        monitor.published(life, 0.1)
+        for iteration in range(life, 3):
+            group = Group(Ticket(iteration, 0, 0), "s", answers, (Judgement(1.0, 1.0, 1.5),) * 2)
+            monitor.arrived(
+                iteration, [group], [task], {"idle": {}, "counts": {"taken_back": 0, "failed": 0}}
+            )
+            for step in (2 * iteration, 2 * iteration + 1) if not life else ():
+                log.write({"step": step, "loss": 1.0, "entropy": 1.0})
+        monitor.close()
+        found = [(step, next(iter(values)).split("/")[0]) for step, values in shown]
+        rollouts = [step for step, kind in found if kind == "rollouts"]
+        trainer = [step for step, kind in found if kind == "trainer"]
+        assert rollouts == list(range(life, 3))
+        assert trainer == list(range(2 * life, 6))
+        shown.clear()
+
+
 def test_numbers_are_flat():
     assert flat({"step": 3, "a": 1, "b": {"c": 2.0}, "d": "x", "e": None}) == {"a": 1.0, "b/c": 2.0}
 
@@ -117,3 +185,37 @@ def test_staleness_hides_a_long_tail():
     assert times[0] > times[1] > times[2]
     assert compare(tail, Cluster(16, questions=16, slots=1))["speed_up"] > 1.0
     assert np.isfinite(times).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ('{"token_s": 1}', "missing"),
+        (json.dumps(dataclasses.asdict(PHASES) | {"train_s": -1}), "train_s: -1 is no number"),
+        (json.dumps(dataclasses.asdict(PHASES) | {"train_s": "1"}), "train_s: '1' is no number"),
+    ],
+)
+def test_phases_that_cannot_be_used(tmp_path, monkeypatch, capsys, text, message):
+    if text is not None:
+        (tmp_path / "phases.json").write_text(text)
+    monkeypatch.setattr("sys.argv", ["simulate", "--phases", str(tmp_path / "phases.json")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "give prompt_s, token_s" in said
+
+
+def test_measured_phases_become_predictions_and_a_plot(tmp_path, monkeypatch):
+    (tmp_path / "phases.json").write_text(json.dumps(dataclasses.asdict(PHASES)))
+    monkeypatch.setattr("training.rl.simulate.GPUS", (8, 16))
+    files = ["--json", str(tmp_path / "told.json"), "--plot", str(tmp_path / "told.png")]
+    monkeypatch.setattr("sys.argv", ["simulate", "--phases", str(tmp_path / "phases.json"), *files])
+    main()
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["phases"] == dataclasses.asdict(PHASES)
+    assert [row["gpus"] for row in told["predictions"]["batch of 128 questions"]] == [8, 16]
+    assert (tmp_path / "told.png").read_bytes()[1:4] == b"PNG"

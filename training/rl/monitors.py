@@ -25,6 +25,7 @@ from training.sft.report import RunLog, read_log
 from .advantages import zero_variance
 from .books import Group
 from .config import RlConfig
+from .events import Events
 from .rewards import read
 from .tasks import Task
 
@@ -42,7 +43,8 @@ class Monitor:
     def __init__(self, config: RlConfig, directory: Path) -> None:
         self._config, self._directory = config, directory
         self._log: RunLog | None = None
-        self._events: Any = None
+        self._events = Events(directory / "events")
+        self._next = 0  # of the trainer's steps, to be shown
         self._warned: set[str] = set()
         self._publish_s = 0.0
         self._since = time.monotonic()
@@ -53,6 +55,7 @@ class Monitor:
             place = self._directory / "monitor"
             place.mkdir(parents=True, exist_ok=True)
             self._log = RunLog(place, version, self._config.iterations, self._config.run.log_every)
+            self._next = version * self._config.grpo.minibatches
         self._publish_s = seconds
 
     def arrived(
@@ -73,32 +76,27 @@ class Monitor:
         }
         self._since = now
         self._log.write(entry)
+        entries, trained = read_log(self._directory / "monitor"), read_log(self._directory)
+        self._events.add(iteration, {f"rollouts/{name}": value for name, value in flat(entry).items()})
+        self._trained(trained)
         if iteration % self._config.run.log_every == 0:
             print(line(entry), flush=True)
-            self._show(entry)
-        for warning in warnings(read_log(self._directory / "monitor"), read_log(self._directory)):
+            self._page()
+        for warning in warnings(entries, trained):
             if warning not in self._warned:
                 self._warned.add(warning)
                 print(f"WARNING, iteration {iteration}: {warning}", flush=True)
 
     def close(self) -> None:
         """The run is at its end."""
+        self._trained(read_log(self._directory))
         self._page()
-        if self._events is not None:
-            self._events.close()
 
-    def _show(self, entry: Mapping[str, Any]) -> None:
-        if self._events is None:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(self._directory / "events"), flush_secs=10)
-        step = entry["step"]
-        for name, value in flat(entry).items():
-            self._events.add_scalar(f"rollouts/{name}", value, step)
-        for logged in read_log(self._directory)[-1:]:
-            for name, value in flat(logged).items():
-                self._events.add_scalar(f"trainer/{name}", value, logged["step"])
-        self._page()
+    def _trained(self, logged: Sequence[Mapping[str, Any]]) -> None:
+        """Show the optimizer's steps since the last call."""
+        for entry in [entry for entry in logged if entry["step"] >= self._next]:
+            self._events.add(entry["step"], {f"trainer/{name}": value for name, value in flat(entry).items()})
+            self._next = entry["step"] + 1
 
     def _page(self) -> None:
         from .page import write_page

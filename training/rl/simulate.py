@@ -49,6 +49,11 @@ class Phases:
     sigma: float
     max_tokens: int
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+                raise ValueError(f"{name}: {value!r} is no number from 0 on; correct it")
+
     def group_s(self, group_size: int, rng: np.random.Generator) -> float:
         """Seconds of one group: until its longest answer ends."""
         lengths = self.median_tokens * np.exp(self.sigma * rng.standard_normal(group_size))
@@ -213,7 +218,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    phases = Phases(**json.loads(options.phases.read_text())) if options.phases else ESTIMATED_7B
+    try:
+        phases = Phases(**json.loads(options.phases.read_text())) if options.phases else ESTIMATED_7B
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a field is missing, or unknown
+        parser.error(f"--phases {options.phases}: {error}; give {', '.join(asdict(ESTIMATED_7B))}")
     results = {
         "batch grows with the cluster": scaling(phases, grow=True),
         "batch of 128 questions": scaling(phases, grow=False),
