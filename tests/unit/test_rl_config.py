@@ -21,6 +21,13 @@ CONFIGS = Path(__file__).parents[2] / "training" / "configs"
         ({"grpo": {"group_size": 1}}, "group_size"),
         ({"grpo": {"kl": 0.1}}, "kl"),
         ({"optimizer": {"steps": 3}, "grpo": {"minibatches": 2}}, "no multiple"),
+        ({"grpo": {"preset": ["paper"]}}, r"grpo.preset: must be str, not \['paper'\]"),
+        ({"grpo": {"preset": None}}, "grpo.preset: must be str"),
+        ({"grpo": {"clip_low": float("nan")}}, "grpo.clip_low: must be a finite number"),
+        ({"data": {"sources": []}}, "name at least one data set"),
+        ({"rollout": {"max_staleness": 5}}, "above the greatest value 4"),
+        ({"run": {"timeout_s": 1200}}, r"before a worker that hangs is missed \(1200 s\)"),
+        ({"run": {"timeout_s": 20}, "rollout": {"deadline_s": 1}}, r"is missed \(30 s\)"),
     ],
 )
 def test_settings_that_cannot_be_used(sections, message):

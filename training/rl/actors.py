@@ -83,10 +83,10 @@ def run_ray(config: RlConfig) -> None:
 def _run_roles(config: RlConfig) -> None:
     import ray
 
+    sampler = make_sampler(config)  # first: what is wrong with the questions is said at once
     started = not ray.is_initialized()
     if started:
         _start_ray(config)
-    sampler = make_sampler(config)
     short = missing(config, ray.cluster_resources(), cuda=_wants_gpu(config))
     if short and started and "RAY_ADDRESS" not in os.environ:
         raise ConfigError(
@@ -226,7 +226,7 @@ def _train_sharded(config: RlConfig, books: RemoteBooks) -> None:
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps the workers' errors in its own
-        raise TrainingError(f"the trainer failed: {error}") from error
+        raise TrainingError(books.failure() or f"the trainer failed: {error}") from error
 
 
 def _trainer_process(arguments: dict[str, Any]) -> None:
@@ -282,16 +282,17 @@ class _Keeper:
 
     def _watch(self) -> None:
         while not self._ended.wait(_WATCH_S):
-            for key in self._wanted:
-                if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
-                    self._begin(key)
             try:
+                for key in self._wanted:
+                    if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
+                        self._begin(key)
                 if self._others and self._books.report()["version"] >= 0:  # the trainer has its place
                     self._wanted += self._others
                     self._others = []
                 self._bury()
-            except BooksError as error:
-                print(f"{error}; tried again", flush=True)
+                self._end_hanging()
+            except Exception as error:  # without a keeper the run would wait until its time is out
+                print(f"keeper: {type(error).__name__}: {error}; tried again", flush=True)
 
     def _begin(self, key: tuple[str, int]) -> None:
         import ray
@@ -315,7 +316,7 @@ class _Keeper:
             key = runs[run]
             actor, _, name, since = self._running[key]
             reason = _reason(run)
-            if self._ended.is_set():
+            if self._ended.is_set() or self._books.stopped():  # workers end when the run does
                 return
             freed = self._books.lost(name)
             del self._running[key]
@@ -324,6 +325,16 @@ class _Keeper:
             self._not_before[key] = time.monotonic() + pause
             print(f"{name} is lost ({reason}): {freed} of its tickets are free again", flush=True)
             ray.kill(actor)
+
+    def _end_hanging(self) -> None:
+        """End workers that are not heard of; then they are dead like others."""
+        import ray
+
+        hanging = self._books.hanging()
+        for actor, _, name, _ in self._running.values():
+            if name in hanging:
+                print(f"{name} hangs: it is ended, and what it had is free again", flush=True)
+                ray.kill(actor)
 
 
 class _Worker:

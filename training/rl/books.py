@@ -22,7 +22,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from typing import Any
 
 from .advantages import zero_variance
 from .config import RlConfig
+from .journal import Journal
 
 _DEADLY = 3  # workers that may die over a question
 
@@ -111,19 +111,13 @@ class Group:
 
 
 @dataclass
-class _Lease:
-    worker: str
-    until: float
-
-
-@dataclass
 class _Entry:
     """A ticket on its way."""
 
     ticket: Ticket
-    roll: _Lease | None = None
+    roll: str = ""  # worker that has it; "" = nobody
     group: Group | None = None
-    judge: _Lease | None = None
+    judge: str = ""
     deaths: int = 0
     reasons: list[str] = field(default_factory=list)
 
@@ -138,7 +132,7 @@ class Counts:
 
     Attributes:
         leased: tickets given to rollout workers.
-        taken_back: leases that ended without an answer: a worker died or was too slow.
+        taken_back: leases that ended without an answer: a worker died or hung.
         answered: groups that came back; judged: that were judged.
         refused: results of tickets that somebody else had answered already, or that nobody waits for.
         failed: groups without answers or rewards; replaced: zero-variance groups. Each was asked anew.
@@ -163,7 +157,7 @@ class Books:
         iterations: of the whole run.
         max_attempts: questions for one place.
         dynamic_sampling: replace groups whose rewards are all alike.
-        lease_s: a lease ends after so long, if nothing has come back.
+        silence_s: a worker that asks for nothing for so long hangs.
         clock: steady seconds; for tests.
 
     Raises:
@@ -178,15 +172,16 @@ class Books:
         iterations: int,
         max_attempts: int,
         dynamic_sampling: bool,
-        lease_s: float,
+        silence_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory, self._questions, self._staleness = directory, questions, max_staleness
+        self._journal, self._questions, self._staleness = Journal(directory), questions, max_staleness
         self._iterations, self._max_attempts, self._dynamic = iterations, max_attempts, dynamic_sampling
-        self._lease_s, self._clock = lease_s, clock
+        self._silence_s, self._clock = silence_s, clock
         self._entries: dict[int, list[_Entry]] = {}  # by iteration, one a place
         self._broken = ""
         self._stopped = False
+        self._heard: dict[str, float] = {}  # when a worker last asked for work
         self._roles: dict[str, dict[str, float]] = {}
         self.version = -1  # newest weights; -1: the trainer has not begun
         self.counts = Counts()
@@ -204,14 +199,15 @@ class Books:
         Returns:
             A ticket to roll; or the version to load first; or None: nothing now, ask again.
         """
+        self._heard[worker] = self._clock()
         if self._stopped or self.version < 0:
             return None
-        entry = self._first(lambda entry: entry.group is None and self._is_free(entry.roll))
+        entry = self._first(lambda entry: entry.group is None and not entry.roll)
         if entry is None:
             return None
         if version != self.version:
             return self.version
-        entry.roll = self._lease(entry.roll, worker)
+        entry.roll = worker
         self.counts.leased += 1
         return entry.ticket
 
@@ -221,7 +217,7 @@ class Books:
         if entry is None or entry.group is not None:
             self.counts.refused += 1
             return False
-        entry.group, entry.roll = group, None
+        entry.group, entry.roll = group, ""
         self.counts.answered += 1
         return True
 
@@ -249,14 +245,13 @@ class Books:
 
     def next_to_judge(self, worker: str) -> Group | None:
         """A group without rewards; None: nothing now."""
+        self._heard[worker] = self._clock()
         if self._stopped:
             return None
-        entry = self._first(
-            lambda entry: entry.group is not None and not entry.done and self._is_free(entry.judge)
-        )
+        entry = self._first(lambda entry: entry.group is not None and not entry.done and not entry.judge)
         if entry is None:
             return None
-        entry.judge = self._lease(entry.judge, worker)
+        entry.judge = worker
         return entry.group
 
     def judged(self, group: Group) -> bool:
@@ -266,15 +261,13 @@ class Books:
             self.counts.refused += 1
             return False
         self.counts.judged += 1
-        entry.judge = None
-        alike = self._dynamic and zero_variance(group.rewards)
-        if alike and group.ticket.attempt + 1 < self._max_attempts:
-            self.counts.replaced += 1
-            self._write(group)
-            self._replace(entry)
-            return True
-        entry.group = group
+        entry.judge = ""
         self._write(group)
+        if self._teaches_nothing(group):
+            self.counts.replaced += 1
+            self._replace(entry)
+        else:
+            entry.group = group
         return True
 
     # --- trainer -----------------------------------------------------------------------------------------
@@ -305,9 +298,7 @@ class Books:
         """A checkpoint of the state after ``iteration`` iterations is on the disk: forget what led to it."""
         for done in [n for n in self._entries if n < iteration]:
             del self._entries[done]
-        for path in self._directory.glob("iteration-*.jsonl"):
-            if int(path.stem.split("-")[1]) < iteration:
-                path.unlink(missing_ok=True)
+        self._journal.forget(iteration)
 
     # --- whoever watches ---------------------------------------------------------------------------------
 
@@ -316,18 +307,28 @@ class Books:
 
         A question over which one worker after the other dies has failed.
         """
+        self._heard.pop(worker, None)
         freed = 0
         for entry in self._all():
-            for name in ("roll", "judge"):
-                lease = getattr(entry, name)
-                if lease is not None and lease.worker == worker:
-                    setattr(entry, name, None)
-                    freed += 1
-                    entry.deaths += 1
-                    if entry.deaths >= _DEADLY:
-                        self.failed(entry.ticket, f"{entry.deaths} workers died over it")
+            if worker in (entry.roll, entry.judge):
+                entry.roll = entry.judge = ""  # it has one of the two: what is rolled is not judged yet
+                freed += 1
+                entry.deaths += 1
+                if entry.deaths >= _DEADLY:
+                    self.failed(entry.ticket, f"{entry.deaths} workers died or hung over it")
         self.counts.taken_back += freed
         return freed
+
+    def hanging(self) -> list[str]:
+        """Workers that have not been heard of for too long, each told once: they are to be ended.
+
+        What they had is free again.
+        """
+        late = self._clock() - self._silence_s
+        found = [worker for worker, heard in self._heard.items() if heard < late]
+        for worker in found:
+            self.lost(worker)
+        return found
 
     def stop(self) -> None:
         """No more work is given out."""
@@ -363,7 +364,7 @@ class Books:
             "counts": asdict(self.counts),
             "version": self.version,
             "trained": max(0, self.version) * self._questions,
-            "rolling": sum(e.roll is not None for e in entries),
+            "rolling": sum(bool(e.roll) for e in entries),
             "to_judge": sum(e.group is not None and not e.done for e in entries),
             "done": sum(e.done for e in entries),
             "idle": {role: idle / total if total else 0.0 for role, (idle, total) in waiting.items()},
@@ -394,60 +395,52 @@ class Books:
     def _all(self) -> Sequence[_Entry]:
         return [entry for entries in self._entries.values() for entry in entries]
 
-    def _lease(self, before: _Lease | None, worker: str) -> _Lease:
-        if before is not None:
-            self.counts.taken_back += 1
-        return _Lease(worker, self._clock() + self._lease_s)
-
-    def _is_free(self, lease: _Lease | None) -> bool:
-        return lease is None or self._clock() > lease.until
-
     def _replace(self, entry: _Entry) -> None:
         ticket = entry.ticket
         entry.ticket = Ticket(ticket.iteration, ticket.place, ticket.attempt + 1)
-        entry.roll = entry.judge = entry.group = None
+        entry.roll, entry.judge, entry.group = "", "", None
         entry.deaths = 0
 
     def _write(self, group: Group) -> None:
-        path = self._directory / f"iteration-{group.ticket.iteration:08d}.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(group), separators=(",", ":")) + "\n")
+            self._journal.append(group.ticket.iteration, json.dumps(asdict(group), separators=(",", ":")))
         except OSError as error:
             self._broken = (
-                f"judged answers cannot be written to {path} ({error}): make room there, then start again; "
-                "it goes on from the last checkpoint"
+                f"judged answers cannot be written to {self._journal.directory} ({error}): make room there, "
+                "then start again; it goes on from the last checkpoint"
             )
 
     def _read_journal(self) -> None:
         """Take back the groups of an earlier life; a line cut off by a crash is as if it had not come."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            paths = sorted(self._directory.glob("iteration-*.jsonl"))
-            texts = [(path, path.read_text(encoding="utf-8", errors="replace")) for path in paths]
+            for iteration, lines, ended in self._journal.read():
+                entries = [_Entry(Ticket(iteration, place, 0)) for place in range(self._questions)]
+                groups = [(line, group) for line in lines if (group := _group(line)) and self._fits(group)]
+                for _, group in groups:
+                    entry = entries[group.ticket.place]
+                    entry.ticket, entry.group = group.ticket, group
+                    if self._teaches_nothing(group):
+                        self._replace(entry)
+                self._entries[iteration] = entries
+                if len(groups) != len(lines) or not ended:
+                    self._journal.rewrite(iteration, [line for line, _ in groups])
         except OSError as error:
             raise BooksError(
-                f"{self._directory} cannot be used ({error}): choose another run.output"
+                f"{self._journal.directory} cannot be used ({error}): make room there, or choose another "
+                "run.output"
             ) from error
-        for path, text in texts:
-            iteration = int(path.stem.split("-")[1])
-            entries = [_Entry(Ticket(iteration, place, 0)) for place in range(self._questions)]
-            whole = []
-            for line in text.splitlines():
-                group = _group(line)
-                if group is None or group.ticket.place >= self._questions:
-                    continue
-                whole.append(line)
-                entry = entries[group.ticket.place]
-                entry.ticket, entry.group = group.ticket, group
-                alike = self._dynamic and zero_variance(group.rewards)
-                if alike and group.ticket.attempt + 1 < self._max_attempts:
-                    self._replace(entry)
-            self._entries[iteration] = entries
-            if len(whole) != len(text.splitlines()) or (text and not text.endswith("\n")):
-                partial = path.with_suffix(".partial")
-                partial.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-                os.replace(partial, path)
+
+    def _fits(self, group: Group) -> bool:
+        """Whether it is of this run, and no older than may be: that setting may have been another."""
+        versions = [version for answer in group.answers for version in answer.versions]
+        stale = group.ticket.iteration - min(versions, default=-1) > self._staleness
+        return group.ticket.place < self._questions and not stale
+
+    def _teaches_nothing(self, group: Group) -> bool:
+        """Whether another question is to be asked in its place."""
+        return (
+            self._dynamic and group.ticket.attempt + 1 < self._max_attempts and zero_variance(group.rewards)
+        )
 
 
 def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
@@ -467,7 +460,7 @@ def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
         "iterations": config.iterations,
         "max_attempts": config.grpo.max_attempts,
         "dynamic_sampling": config.grpo.dynamic_sampling,
-        "lease_s": 2 * config.rollout.deadline_s,
+        "silence_s": config.rollout.silence_s,
     }
 
 

@@ -134,7 +134,8 @@ class RolloutConfig:
         max_tokens: bound on an answer, reasoning included.
         max_staleness: a batch is trained on answers of weights at most so many versions old. 0: synchronous.
         deadline_s: longest time for a group of answers; then its question has failed and is replaced. A
-            worker that says nothing for twice as long loses its question to another one.
+            worker that says nothing for twice as long, at least 30 s, hangs: it is ended, and another one
+            gets its question.
         reward_workers: processes that judge answers.
     """
 
@@ -143,8 +144,13 @@ class RolloutConfig:
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))
     max_tokens: int = setting(6144, low=2, high=8192)
     max_staleness: int = setting(1, low=0, high=4)
-    deadline_s: float = setting(1800.0, low=0.1, high=86400)
+    deadline_s: float = setting(600.0, low=0.1, high=86400)
     reward_workers: int = setting(1, low=1, high=1024)
+
+    @property
+    def silence_s(self) -> float:
+        """How long a worker may say nothing; it loads weights meanwhile too."""
+        return max(30.0, 2.0 * self.deadline_s)
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,8 @@ class RunConfig:
         keep: newest checkpoints that are kept; with grpo.minibatches at least two.
         log_every: iterations between progress lines; every one goes to the log.
         seed: of questions, option orders and sampling.
-        timeout_s: longest wait of one process for another; of the trainer, until something is judged.
+        timeout_s: longest wait of one process for another; of the trainer, until something is judged. On Ray
+            more than twice ``rollout.deadline_s``, or the run would end before a worker that hangs is missed.
         check_memory: refuse to start when the memory estimate is above what there is.
         threads: of torch on a CPU, for each process; 0 = torch's choice.
     """
@@ -226,6 +233,12 @@ class RlConfig:
                 f"{self.grpo.minibatches}"
             )
 
+        if self.run.launcher == "ray" and self.run.timeout_s <= self.rollout.silence_s:
+            raise ValueError(
+                f"run.timeout_s: {self.run.timeout_s:g} s end the run before a worker that hangs is missed "
+                f"({self.rollout.silence_s:g} s); raise it, or lower rollout.deadline_s"
+            )
+
     @property
     def questions(self) -> int:
         """Questions of an iteration."""
@@ -250,7 +263,8 @@ def make_config(value: Any) -> RlConfig:
     """A configuration from a mapping; the preset's values are put under those of ``grpo``."""
     if isinstance(value, dict) and isinstance(value.get("grpo", {}), dict):
         grpo = value.get("grpo", {})
-        value = {**value, "grpo": {**PRESETS.get(grpo.get("preset", "paper"), {}), **grpo}}
+        preset = str(grpo.get("preset", "paper"))  # a wrong one is refused below
+        value = {**value, "grpo": {**PRESETS.get(preset, {}), **grpo}}
         recipe = dataclasses.asdict(RECIPE)
         if isinstance(value.get("optimizer", {}), dict):
             value["optimizer"] = {**recipe, **value.get("optimizer", {})}

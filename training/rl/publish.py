@@ -66,7 +66,10 @@ class WeightStore:
             try:
                 snapshot = self._store.newest()
                 if snapshot is not None:
-                    return _copy(snapshot, network)
+                    version = _copy(snapshot, network)
+                    for bad in self._store.bad:
+                        print(f"weights: {bad}; version {version} is taken", flush=True)
+                    return version
             except (StoreError, OSError, ValueError) as error:
                 reason = str(error)
             time.sleep(_PAUSE_S)
