@@ -15,6 +15,7 @@ from training.data.problems import DataError
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Provenance, QuestionKind, Sample, Video
 from training.data.sim.episode import FRAME_SIZE, run_episode, save_episode
+from training.eval import __main__ as command
 from training.eval.benchmarks import data_set, family, thinned
 from training.eval.simulated import RobotEpisodes, find_sources, simulated
 
@@ -88,8 +89,11 @@ def test_own_data_set_and_single_file(tmp_path):
     assert [item.item_id for item in held_out.items] == ["s0"]
     (window,) = held_out.stimuli[0].load()
     assert window.period_ns == 250_000_000  # the end of the clip, as the node would see it
-    with pytest.raises(DataError, match="holds no question to ask of split 'val'"):
+    with pytest.raises(DataError, match="has no sample of split 'val'; it has: held_out, train"):
         data_set(tmp_path, MODEL, split="val")
+    write_samples(tmp_path, samples[2:])
+    with pytest.raises(DataError, match="holds no question to ask in split held_out, see: 1 captions"):
+        data_set(tmp_path, MODEL, split="held_out")
 
 
 def test_recordings_are_episodes_of_a_source_else_files(tmp_path):
@@ -171,6 +175,32 @@ def test_simulated_robot_episodes(episodes):
     choices = [item for item in bench.items if item.form == "choice"]
     assert choices
     assert all(item.query.kind is QueryKind.NEXT_ACTION for item in choices)
+
+
+def test_a_split_of_the_simulated_benchmark_by_its_name(episodes, tmp_path, monkeypatch):
+    """Checkpoints are chosen by the validation split; what it says is never taken for the held-out one."""
+    monkeypatch.setattr(command, "SIM_DATA", (tmp_path / "episodes", tmp_path / "clips"))
+    shutil.copytree(episodes, tmp_path / "episodes" / "validation")
+
+    def benchmark(*more):
+        given = ["--model", "models/nano", "--bench", "sim", "--windows", "2", "--frames", "8", *more]
+        return command._benchmark(command._parser().parse_args(given), MODEL)
+
+    found = benchmark("--split", "validation")
+    assert (found.name, found.notes) == ("sim-validation", ("Split validation.",))
+    by_folder = benchmark("--data", str(episodes))
+    assert by_folder.name == "sim"
+    assert found.items == by_folder.items
+    with pytest.raises(FileNotFoundError, match=r"episodes/held_out: run .* --validation N"):
+        benchmark()
+    with pytest.raises(ValueError, match="leave one out"):
+        benchmark("--split", "validation", "--data", str(episodes))
+
+
+def test_the_papers_benchmarks_have_no_splits(capsys):
+    given = ["--model", "models/nano", "--bench", "embodied", "--data", "x", "--split", "train"]
+    assert command.main(given) == 1
+    assert "leave --split out" in capsys.readouterr().err
 
 
 def test_frames_get_the_models_size(episodes):

@@ -2,6 +2,7 @@
 """A small random model evaluated for real: asked, killed, asked on, scored again."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from training.data.media import MediaError
 from training.eval import run
 from training.eval.__main__ import main
 from training.eval.item import Benchmark, Item, Stimulus
-from training.eval.prediction import read_predictions
+from training.eval.prediction import PredictionLog, read_predictions
 from training.eval.protocol import PROTOCOLS
 from training.eval.rollout import Plan
 
@@ -166,6 +167,34 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert "no episodes or clips" in capsys.readouterr().err
     assert main(["--model", str(tmp_path / "none"), "--bench", "sim"]) == 1
     assert "no checkpoint directory" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_and_the_next_run_goes_on(engine, tmp_path, monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device")  # as write() raises it: without a file
+    append = PredictionLog.append
+    calls = []
+
+    def fails(log, predictions):
+        calls.append(1)
+        if len(calls) == 2:
+            raise full
+        append(log, predictions)
+
+    bench = Benchmark("b", (stimulus(0), stimulus(1)))
+    monkeypatch.setattr(PredictionLog, "append", fails)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        run.ask(engine, bench, GREEDY, run.Labels(), tmp_path)
+    kept = predictions(tmp_path)
+    assert kept
+    run.ask(engine, bench, GREEDY, run.Labels(), tmp_path)
+    assert predictions(tmp_path).items() > kept.items()
+    assert run.score(tmp_path)["letter"]["unasked"] == 0
+
+    monkeypatch.setattr(run, "write_text", lambda *_: (_ for _ in ()).throw(full))
+    assert main(["score", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "make room there and start it again" in said
 
 
 def test_a_damaged_run_file_is_named(tmp_path):

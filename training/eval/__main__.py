@@ -15,6 +15,8 @@ Started again with the same --out, it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from .protocol import OUTPUT_TOKENS, PROTOCOLS
 from .rollout import Plan
 
 SIM = "sim"
-SIM_DATA = (Path("build/nano/episodes/held_out"), Path("build/nano/clips/held_out"))
+SIM_DATA = (Path("build/nano/episodes"), Path("build/nano/clips"))
+SIM_SPLIT = "held_out"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,8 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.get(given[0] if given else "", _evaluate)
     try:
         command(given if command is _evaluate else given[1:])
-    except (CosmosReasonError, DataError, FileNotFoundError, ValueError, OSError) as error:
-        print(f"training.eval: {error}", file=sys.stderr)
+    except (CosmosReasonError, DataError, ValueError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        advice = ": make room there and start it again; all answers before are kept" if full else ""
+        print(f"training.eval: {error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("training.eval: interrupted; start it again to go on", file=sys.stderr)
@@ -98,12 +104,10 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     if options.bench == SIM:
-        from .simulated import find_sources, simulated  # its libraries are not needed for files
-
-        folders = options.data or [path for path in SIM_DATA if path.is_dir()] or list(SIM_DATA[:1])
-        sources = find_sources(folders, options.frames or model.window_frames)
-        return simulated(sources, options.windows, model)
+        return _simulated(options, model)
     if options.bench in FAMILIES:
+        if options.split:
+            raise ValueError(f"--bench {options.bench} has no splits: leave --split out")
         if len(options.data) != 1:
             raise ValueError(
                 f"--bench {options.bench} needs the folder of its files: --data FOLDER "
@@ -114,6 +118,23 @@ def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     if not path.exists():
         raise ValueError(f"--bench must be {SIM}, {', '.join(FAMILIES)}, or a data set; there is no {path}")
     return data_set(path, model, options.split, options.limit)
+
+
+def _simulated(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
+    from .simulated import find_sources, simulated  # its libraries are not needed for files
+
+    if options.data and options.split:
+        raise ValueError(
+            f"--split says which folders of {SIM_DATA[0].parent} to take, --data names others: leave one out"
+        )
+    split = options.split or SIM_SPLIT
+    own = [path / split for path in SIM_DATA]
+    folders = options.data or [path for path in own if path.is_dir()] or own[:1]
+    sources = find_sources(folders, options.frames or model.window_frames)
+    made = simulated(sources, options.windows, model)
+    if split == SIM_SPLIT:
+        return made
+    return dataclasses.replace(made, name=f"{SIM}-{split}", notes=(f"Split {split}.",))
 
 
 def _show(reports: dict[str, dict[str, Any]], directory: Path, first: str = "") -> None:
@@ -180,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=[],
-        help=f"where its files are (default for {SIM}: {', '.join(map(str, SIM_DATA))})",
+        help=f"where its files are (default for {SIM}: {', '.join(map(str, SIM_DATA))}, in them --split)",
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="letter", help="default: letter")
     parser.add_argument("--seeds", type=_positive, default=5, help="runs of a sampling protocol (5)")
@@ -194,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--windows", type=_positive, default=300, help="of each simulated source (300)")
     parser.add_argument("--frames", type=int, default=0, help="of a simulated robot window (0: the model's)")
-    parser.add_argument("--split", default="", help="of a data set (all)")
+    parser.add_argument("--split", default="", help=f"of a data set (all) or of {SIM} ({SIM_SPLIT})")
     parser.add_argument("--limit", type=int, default=0, help="most clips of a benchmark from files (all)")
     parser.add_argument(
         "--held-out-tasks",

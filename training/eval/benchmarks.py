@@ -130,6 +130,10 @@ def data_set(path: Path, model: ModelSpec, split: str = "", limit: int = 0) -> B
     data = _one_file(path) if path.is_file() else open_data_set(path, strict=False)
     notes = _left_out(data)
     if split:
+        splits = sorted({sample.split for sample in data.samples})
+        if split not in splits:
+            what = f"has no sample of split {split!r}; it has: {', '.join(splits)}. Change --split"
+            raise DataError([Problem(str(path), 0, "split", what)])
         data = dataclasses.replace(data, samples=tuple(s for s in data.samples if s.split == split))
         notes.append(f"Split {split} only.")
     elif any(sample.split == "train" for sample in data.samples):
@@ -141,7 +145,7 @@ def data_set(path: Path, model: ModelSpec, split: str = "", limit: int = 0) -> B
             "neither has one right answer to compare with."
         )
     if not samples:
-        what = f"holds no question to ask{f' of split {split!r}' if split else ''}"
+        what = f"holds no question to ask{f' in split {split}' if split else ''}, see: {notes[-1]}"
         raise DataError([Problem(str(path), 0, "", what)])
     return _benchmark(str(path), dataclasses.replace(data, samples=samples), model, notes, limit, False)
 

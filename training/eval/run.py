@@ -14,7 +14,8 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, direct
         ValueError: a file in it is damaged.
         OSError: it cannot be written.
     """
+    with _named(directory):
+        _ask(engine, benchmark, plan, labels, directory)
+
+
+def _ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
     write_items(directory / ITEMS, benchmark.items)
     _write_run(engine, benchmark, plan, labels, directory)
     log = PredictionLog(directory / PREDICTIONS)
@@ -76,6 +82,16 @@ def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, direct
             partial.replace(path)
 
     collect(engine, benchmark, plan, log, shown=shown, progress=_progress(len(benchmark.stimuli)))
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """A write that fails, of a full disk say, does not tell where it was to go."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(directory)
+        raise
 
 
 @dataclass(frozen=True)
@@ -152,9 +168,10 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
             held_out_tasks=facts["held_out_tasks"],
             official=facts["benchmark"]["official"],
         )
-        write_text(directory / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        write_text(directory / f"{name}.md", markdown(report))
-        write_text(directory / f"{name}.html", page(report, found.outcomes, directory / FRAMES))
+        with _named(directory):
+            write_text(directory / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            write_text(directory / f"{name}.md", markdown(report))
+            write_text(directory / f"{name}.html", page(report, found.outcomes, directory / FRAMES))
         reports[name] = report
     return reports
 

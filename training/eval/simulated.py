@@ -161,7 +161,8 @@ def find_sources(directories: Sequence[Path], frames: int) -> list[Source]:
         if not clips and not episodes:
             raise FileNotFoundError(
                 f"there are no episodes or clips (*.npz) in {directory}: run `python -m training.nano "
-                "generate` first, or name the folders with --data"
+                "generate` first (with --validation N --validation-clips M for a validation split), or name "
+                "the folders with --data"
             )
     return sources
 
