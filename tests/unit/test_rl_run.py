@@ -28,7 +28,6 @@ from training.sft.lock import only_run
 from training.sft.loop import Interrupted, TrainingError
 from training.sft.parallel import Context
 from training.sft.report import read_log
-from training.sft.store import StoreError
 
 torch.set_num_threads(1)
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
@@ -321,33 +320,6 @@ def test_a_loss_that_is_not_finite(base, tmp_path, monkeypatch):
     monkeypatch.setattr(GrpoLoss, "forward", broken)
     with pytest.raises(TrainingError, match=r"the loss is nan.*Lower optimizer.peak_rate"):
         run_inline(short(*base, tmp_path / "run"))
-
-
-def test_a_full_disk_while_weights_are_published(base, tmp_path, monkeypatch):
-    def full(tensors, path):
-        raise OSError(28, "No space left on device")
-
-    run_inline(short(*base, tmp_path / "run", optimizer={"steps": 2}))
-    before = sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
-    store = WeightStore(tmp_path / "run" / "weights")
-    monkeypatch.setattr("training.sft.store.save_file", full)
-    with pytest.raises(StoreError, match=r"No space left.*make room"):
-        store.publish(7, {"x": torch.zeros(2)})
-    assert sorted(path.name for path in (tmp_path / "run" / "weights").iterdir()) == before
-
-
-def test_weights_whose_transfer_was_cut_off_are_not_used(base, tmp_path):
-    model = load(base[0], device="cpu", dtype="float32")
-    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    store = WeightStore(tmp_path)
-    store.publish(1, state)
-    store.publish(2, {name: tensor + 1 for name, tensor in state.items()})
-    half = tmp_path / "step-00000002" / "model.safetensors"
-    half.write_bytes(half.read_bytes()[:-1000])
-    assert store.load(model.network) == 1
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
-    store.publish(1, state)  # the trainer is back at version 1: what came later is gone
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
 
 
 def test_one_output_takes_one_run(base, tmp_path):

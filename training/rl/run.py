@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +67,7 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
     Raises:
         ConfigError, DataError, TrainingError, BooksError, StoreError, Interrupted, CosmosReasonError.
     """
-    with join(config.run.for_training()) as context:
+    with join(config.run.for_training()) as context, room_on(Path(config.run.output).expanduser()):
         base, directory = Path(config.model.path).expanduser(), Path(config.run.output).expanduser()
         spec = read_model_spec(base)
         sampler = TaskSampler(config.data, spec, config.run.seed)
@@ -76,16 +78,19 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
 
         def begin(iteration: int) -> None:
             """All processes: the state after ``iteration`` iterations is in memory."""
-            if iteration % config.run.save_every == 0 and context.rank == 0:
-                books.checkpointed(iteration)
             started = time.monotonic()
             state = gather_model(objective, trained_only=True)
-            if context.rank == 0:
+
+            def publish() -> None:
+                if iteration % config.run.save_every == 0:
+                    books.checkpointed(iteration)
                 store.publish(iteration, {n.removeprefix(_PREFIX): tensor for n, tensor in state.items()})
                 books.published(iteration)
                 if monitor:
                     monitor.published(iteration, time.monotonic() - started)
-            context.share(0)  # nobody asks the books for answers of weights that are still being written
+
+            # Nobody asks the books for answers of weights that are still being written.
+            by_the_first(context, publish)
 
         def collect(iteration: int) -> list[Group]:
             clock.busy()
@@ -94,9 +99,12 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             return groups
 
         def arrived(iteration: int, groups: list[Group]) -> None:
-            if monitor:
-                tasks = [sampler.draw(group.ticket) for group in groups]
-                monitor.arrived(iteration, groups, tasks, books.report())
+            def show() -> None:
+                if monitor:
+                    tasks = [sampler.draw(group.ticket) for group in groups]
+                    monitor.arrived(iteration, groups, tasks, books.report())
+
+            by_the_first(context, show)
 
         source = GroupSource(
             config,
@@ -121,6 +129,41 @@ def train_role(config: RlConfig, books: TrainerBooks, work: Callable[[], bool] =
             }
             export(network, base, spec, directory / "model")
             print(f"wrote {directory / 'model'}", flush=True)
+
+
+def by_the_first(context: Context, work: Callable[[], None]) -> None:
+    """Have process 0 do something that the others wait for; if it fails, all fail, so that none waits on.
+
+    Raises:
+        Exception: what ``work`` raised, in process 0.
+        RuntimeError: in the others. What a restart does not mend, process 0 tells the books.
+    """
+    failure: Exception | None = None
+    if context.rank == 0:
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    if context.share(int(failure is not None)):
+        raise failure or RuntimeError("process 0 of the trainer has failed: see what it says")
+
+
+@contextmanager
+def room_on(directory: Path) -> Iterator[None]:
+    """A disk that is full while logs are written ends the run with what to do, as for all other files.
+
+    Raises:
+        TrainingError: it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"{error.filename or directory} cannot be written ({error.strerror}): make room there, then "
+            "start again; it goes on from the last checkpoint"
+        ) from error
 
 
 def wait_for_groups(
