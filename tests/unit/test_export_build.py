@@ -79,6 +79,23 @@ def test_inputs_outputs_and_profiles_are_those_that_the_runtime_uses(part, opset
         check_interface(trt, network, part, other)
 
 
+def test_what_the_runtime_calls_is_there():
+    """Nothing of it is executed without a GPU; at least it must have these names and take these arguments."""
+    for owner, names in {
+        rtx.Runtime: ["deserialize_cuda_engine"],
+        rtx.ICudaEngine: ["device_memory_size_v2", "create_runtime_config", "create_execution_context"],
+        rtx.IRuntimeConfig: ["set_execution_context_allocation_strategy", "cuda_graph_strategy"],
+        rtx.IExecutionContext: ["set_input_shape", "set_tensor_address", "execute_async_v3"],
+        rtx.ExecutionContextAllocationStrategy: ["USER_MANAGED"],
+        rtx.CudaGraphStrategy: ["WHOLE_GRAPH_CAPTURE"],
+    }.items():
+        assert not [name for name in names if not hasattr(owner, name)], owner
+    assert (
+        "memory: typing.SupportsInt, size: typing.SupportsInt"
+        in rtx.IExecutionContext.set_device_memory.__doc__
+    )
+
+
 def test_targets_of_boards_get_graphs_and_the_command_to_run_there(tmp_path, capsys, folder):
     with pytest.raises(BuildError, match=r"Jetson Orin.*on such a board"):
         choose_library(TARGETS["sm87"])

@@ -8,7 +8,16 @@ import shutil
 import pytest
 
 from cosmos_reason_node.engine.loading import load_engine
-from cosmos_reason_node.engine.manifest import check_model, read_manifest, write_manifest
+from cosmos_reason_node.engine.manifest import (
+    Build,
+    FileEntry,
+    Manifest,
+    check_build,
+    check_files,
+    check_model,
+    read_manifest,
+    write_manifest,
+)
 from cosmos_reason_node.engine.spec import EngineSpec
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models.spec import read_model_spec
@@ -82,6 +91,23 @@ def test_too_little_memory_is_said_before_the_start(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_building_alone_estimates_its_memory_too(tmp_path, capsys, monkeypatch):
+    """Boards, where only engines are built, have the least of it."""
+    asked = []
+    monkeypatch.setattr("training.export.build.choose_library", lambda target: None)
+    monkeypatch.setattr("training.export.run.build_engines", lambda *_: pytest.fail("not enough memory"))
+
+    def refuse(needed, what):
+        asked.append(needed)
+        raise PlanError(f"{what}: not enough memory")
+
+    monkeypatch.setattr("training.export.run.check_memory", refuse)
+    write_manifest(tmp_path, _manifest(files={"decoder.onnx.data": FileEntry(10**9, "")}))
+    assert main(["--build-only", "--out", str(tmp_path), "--target", "sm87"]) == 1
+    assert asked == [pytest.approx(4.5e9)]
+    assert "building the engines: not enough memory" in capsys.readouterr().err
+
+
 def test_the_estimate_for_the_7b_checkpoint():
     vision = {"hidden_size": 1280, "depth": 32, "intermediate_size": 3420, "out_hidden_size": 3584}
     text = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
@@ -127,9 +153,25 @@ def test_an_export_for_other_prompts_is_refused(folder):
         check_model(read_manifest(folder), read_model_spec(folder))
 
 
-def test_a_folder_without_engines_names_the_command(folder):
-    from cosmos_reason_node.engine.manifest import check_build, check_files
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": "10.3.0"}, r"version 10\.16, here it is 10\.3\.0"),
+        ({"library": "tensorrt_rtx"}, "library tensorrt, here it is tensorrt_rtx"),
+        ({"target": "sm110"}, r"target sm87, here it is sm110.*--build-only --out FOLDER --target sm110"),
+        ({"system": "linux-x86_64"}, "system linux-aarch64, here it is linux-x86_64"),
+    ],
+)
+def test_engines_of_something_else_are_refused(change, reason):
+    built = Build("tensorrt", "10.16", "sm87", "linux-aarch64")
+    manifest = _manifest(build=built)
+    check_build(manifest, **dataclasses.asdict(built))
+    with pytest.raises(CosmosReasonError, match=reason) as refused:
+        check_build(manifest, **{**dataclasses.asdict(built), **change})
+    assert refused.value.code == ErrorCode.MODEL_INVALID
 
+
+def test_a_folder_without_engines_names_the_command(folder):
     with pytest.raises(CosmosReasonError, match="--build-only --out FOLDER --target sm89"):
         check_build(read_manifest(folder), "tensorrt", "10.16", "sm89", "linux-aarch64")
     with pytest.raises(CosmosReasonError, match=r"no vision\.engine that was finished"):
@@ -201,6 +243,12 @@ def _episodes(root, seed):
     for number, scene in enumerate(SCENES[:2]):
         save_episode(root, made_up(scene, seed + number, frames=64))
     return root / "train"
+
+
+def _manifest(**changes):
+    """Of an export of nano that holds nothing."""
+    made = plan()
+    return Manifest("nano", "", "", "", made.precision, made.dtype, made.opset, made.dimensions, **changes)
 
 
 def _flip(path):

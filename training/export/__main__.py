@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from cosmos_reason_node.engine.manifest import PRECISIONS, read_manifest
+from cosmos_reason_node.engine.manifest import PRECISIONS, onnx_name, read_manifest
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.checkpoint import check_files
 from cosmos_reason_node.models.spec import read_model_spec
 
-from .plan import OPSETS, PlanError, describe, make_plan
+from .plan import OPSETS, PlanError, build_bytes, describe, make_plan
 from .targets import TARGETS
 
 _BUILT_ELSEWHERE = 3  # exit code: the graphs are written, the engines have to be built on the target
@@ -56,8 +56,11 @@ def _export(options: argparse.Namespace) -> int:
     if options.build_only:
         if options.out is None:
             raise PlanError("--build-only needs --out, the folder that holds the graphs")
-        directory, needed = options.out, 0.0
-        manifest = read_manifest(directory)
+        directory, manifest = options.out, read_manifest(options.out)
+        # Files that are missing or torn are found before anything is built.
+        weights = manifest.files.get(f"{onnx_name('decoder')}.data")
+        needed = build_bytes(weights.bytes if weights else 0)
+        say(f"memory: about {needed / 1e9:.1f} GB to build engines")
     else:
         if options.model is None:
             raise PlanError("--model is missing: give a checkpoint directory (or --build-only and --out)")

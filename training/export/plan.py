@@ -75,7 +75,7 @@ class Plan:
     @property
     def build_bytes(self) -> float:
         """Memory that building takes: the decoder's weights as parsed, as chosen, and as they are written."""
-        return 3 * (self.parameters - self.tower) * _BYTES[self.precision] + _WORKING_BYTES
+        return build_bytes((self.parameters - self.tower) * _BYTES[self.precision])
 
     @property
     def device_bytes(self) -> float:
@@ -87,6 +87,11 @@ class Plan:
         )
         quantised = self.parameters - self.tower
         return quantised * _BYTES[self.precision] + self.tower * each + cache
+
+
+def build_bytes(weights: float) -> float:
+    """Memory that building takes for a decoder with so many bytes of weights."""
+    return 3 * weights + _WORKING_BYTES
 
 
 def make_plan(
