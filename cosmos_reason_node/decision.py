@@ -18,9 +18,8 @@ from .types import Query, Verdict
 # Below this probability of the better of two sides, neither has won.
 DEFAULT_MIN_CONFIDENCE = 0.55
 
-_OUTPUT = re.compile(
-    r"\A\s*<think>(?P<reasoning>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*\Z", re.DOTALL
-)
+_OPEN, _CLOSE = "<think>", "</answer>"
+_BETWEEN = re.compile(r"</think>\s*<answer>")
 _LETTER = re.compile(r"\A\(?(?P<letter>[A-Za-z])\)?[.:]?(?:\s+(?P<text>.*))?\Z", re.DOTALL)
 
 
@@ -47,10 +46,14 @@ def parse_output(text: str, query: Query) -> Parsed:
     Raises:
         ParseError: with the reason.
     """
-    match = _OUTPUT.match(text.replace(prompt.END_OF_TURN, ""))
-    if match is None:
+    output = text.replace(prompt.END_OF_TURN, "").strip()
+    # One tag after the other, not as one pattern: that takes seconds where tags come by the thousand.
+    between = _BETWEEN.search(output, len(_OPEN))
+    whole = output.startswith(_OPEN) and output.endswith(_CLOSE)
+    if not whole or between is None or between.end() > len(output) - len(_CLOSE):
         raise ParseError("expected <think>...</think> <answer>...</answer>")
-    reasoning, answer = match["reasoning"].strip(), match["answer"].strip()
+    reasoning = output[len(_OPEN) : between.start()].strip()
+    answer = output[between.end() : -len(_CLOSE)].strip()
     if not answer:
         raise ParseError("the answer is empty")
     if query.options:

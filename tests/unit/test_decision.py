@@ -76,6 +76,14 @@ def test_format_violations(text):
         parse_output(text, FREE)
 
 
+def test_tags_by_the_thousand_are_no_answer_and_take_no_time():
+    """Each pair could be the right one: a pattern that tries them all would take minutes."""
+    text = "<think>" * 20_000 + "</think><answer>" * 20_000
+    with pytest.raises(ParseError):
+        parse_output(text, FREE)
+    assert parse_output(f"{text}x</answer>", FREE).answer.endswith("x")
+
+
 def test_settle():
     assert settle(Verdict.YES, 0.55, 0.55) is Verdict.YES
     assert settle(Verdict.NO, 0.549, 0.55) is Verdict.UNKNOWN

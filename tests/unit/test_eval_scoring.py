@@ -170,6 +170,7 @@ def test_export_has_a_row_for_the_model_for_blindness_and_for_chance(tmp_path):
     made = export([path], tmp_path / "eval.json")
     assert json.loads((tmp_path / "eval.json").read_text()) == made
     assert [row["stage"] for row in made] == ["sft", "blind", "random"]
+    assert {row["decoding"] for row in made} == {"d"}
     assert made[0]["scores"]["order"] == {"mean": 1.0, "ci95": report["by_kind"]["order"]["ci95"], "n": 1}
     assert made[1]["scores"]["order"]["mean"] == 0.0
     assert made[2]["scores"]["order"]["ci95"] == [0.3333, 0.3333]

@@ -42,7 +42,7 @@ def test_where_things_are_is_as_the_camera_sees_them():
     by_picture = sorted(across, key=lambda i: clip.pixel[span.last, i, 0])
     assert sorted(across, key=across.get) == by_picture
     assert sorted(depth, key=depth.get) == sorted(depth, key=lambda i: clip.depth[span.last, i])
-    shifted = known(column(thing_facts(clip, span, lambda p: np.asarray(p) + (0.1, 0.0)), "across"))
+    shifted = known(column(thing_facts(clip, span, lambda points: points + np.array([0.1, 0.0])), "across"))
     assert all(shifted[i] == pytest.approx(across[i] + 0.4, abs=1e-5) for i in across)
     assert not known(column(table, "moves"))  # the camera moves: pixels tell nothing of things
 

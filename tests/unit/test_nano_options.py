@@ -97,6 +97,18 @@ def test_reasoning_about_options_ends_with_the_words_of_the_right_one(world):
             assert reasoning_of(sample) == sample.reasoning
 
 
+@pytest.mark.parametrize("think_share", [0.0, 1.0])
+def test_whether_to_think_is_not_learned(world, think_share):
+    """With reasoning all of an answer counts; answered at once, the empty thought before it does not."""
+    draws = dataclasses.replace(DRAWS, think_share=think_share, lookups=0)
+    (made,) = WindowSource(world[0], draws).batches(1, 0, 1)
+    rows = made.rows
+    empty = len(world[0].tokenizer.encode("<think>\n\n</think>", add_special_tokens=False))
+    unlearned = int((rows.weights == 0).sum())
+    assert unlearned == 0 if think_share else unlearned >= made.samples * empty
+    assert (rows.weights[made.verdict] > 0).all()
+
+
 def test_each_letter_points_at_the_end_of_its_option(world, batch):
     tokenizer, rows = world[0].tokenizer, batch.rows
     said = {

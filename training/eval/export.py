@@ -14,8 +14,9 @@ from .item import write_text
 def rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each report's model, one for it without video, and one for guessing.
 
-    Each is ``{model, stage, protocol, benchmark, scores}``, stage one of base, sft, rl, blind, random; scores
-    are ``{kind: {mean, ci95, n}}``, shares of 1. Where tasks were held out, ``new_tasks`` has the same about
+    Each is ``{model, stage, protocol, decoding, benchmark, scores}``, stage one of base, sft, rl, blind,
+    random; ``decoding`` names what decides how answers are written, tokens of reasoning among it; scores are
+    ``{kind: {mean, ci95, n}}``, shares of 1. Where tasks were held out, ``new_tasks`` has the same about
     them.
     """
     found: list[dict[str, Any]] = []
@@ -30,6 +31,7 @@ def rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "model": model,
                 "stage": stage,
                 "protocol": report["protocol"]["name"],
+                "decoding": report["settings"]["decoding"],
                 "benchmark": report["benchmark"]["name"],
                 "scores": _scores(report["by_kind"], part),
             }

@@ -21,6 +21,7 @@ from pathlib import Path
 WORK = Path("build/nano")
 CLIP = Path("tests/assets/drawer_open.mp4")
 CLIP_SEED = 1_900_004
+THINK_TOKENS = 96  # nano's reasoning is a sentence or two
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -75,12 +76,11 @@ def _train(options: argparse.Namespace) -> None:
     train(job)
 
 
-def _asked(windows: int) -> list[str]:
+def _asked(windows: int, split: str = "held_out") -> list[str]:
     """The simulated benchmark, for training.eval."""
     from .source import HELD_OUT_TEXTS
 
-    data = [str(WORK / folder / "held_out") for folder in ("episodes", "clips")]
-    asked = ["--bench", "sim", "--windows", str(windows), "--data", *data]
+    asked = ["--bench", "sim", "--windows", str(windows), "--split", split]
     return [*asked, "--held-out-tasks", *sorted(HELD_OUT_TEXTS)]
 
 
@@ -93,20 +93,32 @@ def _eval(*arguments: object) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    asked, thinking = _asked(options.windows, options.split), ["--think-tokens", str(THINK_TOKENS)]
+    quick = ["--no-blind", "--permutations", "1"]
+    if options.split == "validation":
+        for folder, more in (("eval-validation", []), ("eval-validation-thinking", thinking)):
+            _eval(
+                "--model", options.model, "--out", WORK / folder / options.model.name, *quick, *asked, *more
+            )
+        return
     base, tuned = WORK / "eval-untrained", WORK / "eval"
     trained = tuned if options.stage == "sft" else WORK / f"eval-{options.stage}"
-    asked = _asked(options.windows)
     _untrained(WORK / "untrained")
     for model, stage, report, more in (
-        (WORK / "untrained", "base", base, ["--no-blind", "--permutations", "1"]),
+        (WORK / "untrained", "base", base, quick),
         (options.model, options.stage, trained, []),
+        (options.model, options.stage, _thinking(trained), thinking),
     ):
         _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
     # After the second stage the table has a row of what it began with, where that was evaluated.
-    reports = [
-        path for report in dict.fromkeys((base, tuned, trained)) if (path := report / "letter.json").exists()
-    ]
+    made = (base, tuned, _thinking(tuned), trained, _thinking(trained))
+    reports = [path for report in dict.fromkeys(made) if (path := report / "letter.json").exists()]
     _eval("export", *reports, "--out", options.model / "eval.json")
+
+
+def _thinking(report: Path) -> Path:
+    """Folder of the same evaluation, with reasoning before the answer."""
+    return report.with_name(f"{report.name}-thinking")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -187,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = stages.add_parser("evaluate", help="ask about the held-out split; two tasks apart")
     evaluate.add_argument("--model", type=Path, default=WORK / "model", help="checkpoint directory")
     evaluate.add_argument("--windows", type=int, default=400, help="of each source")
+    evaluate.add_argument(
+        "--split",
+        choices=("held_out", "validation"),
+        default="held_out",
+        help="validation: to choose between checkpoints; no table is written into the model's directory",
+    )
     evaluate.add_argument("--stage", choices=("sft", "rl"), default="sft", help="that the model comes from")
     evaluate.set_defaults(run=_evaluate)
 

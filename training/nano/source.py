@@ -10,7 +10,7 @@ Everything follows from (seed, step, rank), so that a resumed run sees what it w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
-from .facts import FACTS, Facts, facts_of, thing_facts
-from .lookup import Asked, conclusion, lookups
-from .mentions import mentions
+from .facts import Facts, facts_of
+from .lookup import conclusion, lookups
+from .places import name_places, option_places, verdicts
 from .probe import States, Things, states_of, things_of
 
 # Training never hears of these tasks and sees no episode made for them; training.eval reports them apart.
@@ -374,9 +374,11 @@ class WindowSource:
         places = [w.place for w in windows if w.place is not None]
         groups = [s.group or _OF_QUERY[s.query.kind] for w in windows for s in w.samples]
         groups += [LOOKUP for row in drill for _ in row]
-        verdict, owner = _verdicts([branch for row in branches for branch in row])
-        options = _options(world, asked + drill, rows.prefixes.tolist(), len(windows))
-        names, shown, facts = _names(world, windows if video else [], asked, rows.prefixes.tolist())
+        prefixes = rows.prefixes.tolist()
+        verdict, owner = verdicts([branch for row in branches for branch in row])
+        options = option_places(world.tokenizer, asked + drill, prefixes, len(windows))
+        shots = [(len(w.patches), w.happened) for w in windows] if video else []
+        names, shown, facts = name_places(world.tokenizer, world.visual_tokens, shots, asked, prefixes)
         happened = [w.happened for w in windows if w.happened is not None]
         return WindowBatch(
             rows,
@@ -405,7 +407,13 @@ def _is_closing(query: Query) -> bool:
 
 def _encode(world: World, sample: Sample, think: bool) -> Branch:
     reasoning = reasoning_of(sample) if think else ""
-    return encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
+    branch = encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
+    if reasoning:
+        return branch
+    # Whether to think is for whoever asks (the node's think_tokens) and nothing to be learned: else the model
+    # would pass over thinking as often as it was trained to answer at once.
+    first = branch.verdict[0]
+    return replace(branch, weights=[0.0] * first + list(branch.weights[first:]))
 
 
 def reasoning_of(sample: Sample) -> str:
@@ -415,78 +423,3 @@ def reasoning_of(sample: Sample) -> str:
         return sample.reasoning
     letters = [prompt.letter(index) for index in range(len(query.options))]
     return f"{sample.reasoning} {conclusion(query.options[letters.index(sample.answer)])}"
-
-
-def _verdicts(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Of all verdict tokens: place among the answer tokens, and number of the question."""
-    places: list[int] = []
-    owners: list[int] = []
-    start = 0
-    for number, branch in enumerate(branches):
-        first, end = branch.verdict
-        places += range(start + first, start + end)
-        owners += [number] * (end - first)
-        start += len(branch.target)
-    return torch.tensor(places), torch.tensor(owners)
-
-
-def _options(
-    world: World, asked: Sequence[Sequence[Asked]], prefixes: Sequence[int], windows: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``WindowBatch``'s ends, letters, fits (of the first ``windows`` rows) and choices (of all)."""
-    found: list[tuple[int, int, int, float]] = []
-    choices: list[tuple[int, int, int]] = []
-    for row, branches in enumerate(asked):
-        start, columns = prefixes[row], list[int]()
-        for query, answer, branch in branches:
-            if branch.question:  # or this is one more answer to the question before
-                columns = [start + column for column in option_ends(world, query, branch.question)]
-            right = ord(answer) - ord("A") if columns else -1
-            if row < windows:
-                found += [(row, column, i, float(i == right)) for i, column in enumerate(columns)]
-            start += len(branch.question)
-            if columns:
-                choices.append((row, start + branch.verdict[0] - 1, columns[right]))
-            start += len(branch.target)
-    table = torch.tensor(found, dtype=torch.float32).view(-1, 4)
-    places = table[:, :3].long()
-    return places[:, :2], places[:, 2], table[:, 3], torch.tensor(choices, dtype=torch.long).view(-1, 3)
-
-
-def _names(
-    world: World, windows: Sequence[_Asked], asked: Sequence[Sequence[Asked]], prefixes: Sequence[int]
-) -> tuple[Tensor, Tensor, list[np.ndarray]]:
-    """``WindowBatch``'s names and shown, and the facts of each name."""
-    names: list[tuple[int, int]] = []
-    shown: list[tuple[int, int, int]] = []
-    facts: list[np.ndarray] = []
-    unknown = np.full(len(FACTS), np.nan, np.float32)
-    cells = world.visual_tokens
-    for row, (window, branches) in enumerate(zip(windows, asked, strict=False)):
-        if window.happened is None:
-            continue
-        table = thing_facts(*window.happened)
-        start = prefixes[row]
-        first = start - 1 - len(window.patches) * cells
-        for query, _, branch in branches:
-            about = mentions(query, branch.question, window.happened, cells, world.tokenizer)
-            for column, places, thing in about:
-                shown += [(len(names), when, first + k) for when, tokens in enumerate(places) for k in tokens]
-                names.append((row, start + column))
-                facts.append(table[thing] if thing >= 0 else unknown)
-            start += len(branch.question) + len(branch.target)
-    pairs = torch.tensor(names, dtype=torch.long).view(-1, 2)
-    return pairs, torch.tensor(shown, dtype=torch.long).view(-1, 3), facts
-
-
-def option_ends(world: World, query: Query, question: Sequence[int]) -> list[int]:
-    """Index in ``question`` of each option's last token; empty where a part alone gives other tokens."""
-    lines = prompt.user_text(query).split("\n")
-    first = prompt.question_text(query).count("\n") + 1
-    found = []
-    for end in range(first + 1, first + 1 + len(query.options)):
-        tokens = world.tokenizer.encode("\n".join(lines[:end]), add_special_tokens=False)
-        if list(question[: len(tokens)]) != tokens:
-            return []
-        found.append(len(tokens) - 1)
-    return found
