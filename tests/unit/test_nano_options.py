@@ -66,7 +66,7 @@ def named_in(world, clip, text, **more):
     query = Query(QueryKind.QUESTION, question=text, **more)
     tokens = prompt.encode_suffix(world.tokenizer, query)
     found = mentions(query, tokens, (clip, Span(0, clip.length), still), CELLS, world.tokenizer)
-    return [(world.tokenizer.decode(tokens[: column + 1]), places) for column, places, _ in found]
+    return [(world.tokenizer.decode(tokens[: column + 1]), places) for column, places in found]
 
 
 def test_every_option_is_asked_for_by_its_words(world):

@@ -32,9 +32,10 @@ from training.data.sim.windows import ClipStore, EpisodeStore
 from training.nano import __main__ as nano_cli
 from training.nano import objective as nano_objective
 from training.nano import train as nano_train
-from training.nano.architecture import create
+from training.nano.architecture import create, describe_as
 from training.nano.events import EventProbe, Events, events_of
 from training.nano.objective import AnswerObjective, PairObjective, Probes
+from training.nano.places import option_ends
 from training.nano.probe import CLASSES, states_of, things_of
 from training.nano.source import (
     GROUPS,
@@ -43,7 +44,6 @@ from training.nano.source import (
     PairSource,
     WindowSource,
     World,
-    option_ends,
 )
 from training.nano.train import TrainJob
 from training.sft.config import OptimizerConfig
@@ -134,7 +134,7 @@ def test_option_ends_are_where_options_end(world, count):
     texts = ("reach for the drawer handle", "pull the drawer open", "move away", "push it")[:count]
     query = Query(QueryKind.NEXT_ACTION, task="open the drawer", options=texts)
     question = prompt.encode_suffix(world.tokenizer, query)
-    ends = option_ends(world, query, question)
+    ends = option_ends(world.tokenizer, query, question)
     assert len(ends) == count
     for end, text in zip(ends, texts, strict=True):
         assert world.tokenizer.decode(question[: end + 1]).endswith(text)
@@ -313,6 +313,22 @@ def test_a_run_that_goes_on_keeps_its_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["training.nano", "train", "--out", str(tmp_path)])
     assert nano_cli.main() == 0
     assert (tmp_path / "tokenizer.json").read_bytes() == before
+
+
+def test_a_run_can_go_on_from_a_checkpoint_with_some_stages(data, tmp_path, monkeypatch):
+    first = job(data, tmp_path / "first")
+    nano_train.train(dataclasses.replace(first, stages=("vision",)))
+    assert [path.name for path in first.work.iterdir()] == ["vision"]
+    second = dataclasses.replace(job(data, tmp_path / "second"), stages=(), start=first.output)
+    describe_as(second.output, first.output)
+    assert (second.output / "tokenizer.json").read_bytes() == (first.output / "tokenizer.json").read_bytes()
+    nano_train.train(second)
+    before, after = trained(first), trained(second)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    with pytest.raises(TrainingError, match="there is no stage 'sight': choose from vision"):
+        nano_train.train(dataclasses.replace(second, stages=("sight",)))
+    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+        describe_as(second.output, tmp_path)
 
 
 def trained(made):

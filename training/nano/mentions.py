@@ -38,7 +38,7 @@ def mentions(
     window: tuple[Clip, Span, Points],
     cells: int,
     tokenizer: TextTokenizer,
-) -> list[tuple[int, Places, int]]:
+) -> list[tuple[int, Places]]:
     """What a question about a window names.
 
     Args:
@@ -51,8 +51,7 @@ def mentions(
     Returns:
         For each name index in ``tokens`` of its last token, and indices of the visual tokens that show it,
         counted from the window's first; the one past the last (<|vision_end|>) for a thing that is not in
-        view in the last pair, none for one that never was; and the index of the thing, -1 for a tile and for
-        what is not there.
+        view in the last pair, none for one that never was.
     """
     text, clip = prompt.user_text(query), window[0]
     found = []
@@ -61,11 +60,11 @@ def mentions(
         if list(tokens[: len(head)]) != head:
             continue
         if clip.variant == "puzzle":
-            found.append((len(head) - 1, _tile(match, clip.tiles.tolist(), cells), -1))
-            continue
-        things = _things(match, clip)
-        if len(things) <= 1:  # or what is meant does not follow from the words
-            found.append((len(head) - 1, _places(things, *window, cells), (*things, -1)[0]))
+            shown: Places | None = _tile(match, clip.tiles.tolist(), cells)
+        else:
+            shown = _thing(match, *window, cells)
+        if shown is not None:
+            found.append((len(head) - 1, shown))
     return found
 
 
@@ -76,17 +75,16 @@ def _tile(match: re.Match[str], order: Sequence[int], cells: int) -> Places:
     return tokens, tokens
 
 
-def _things(match: re.Match[str], clip: Clip) -> list[int]:
+def _thing(match: re.Match[str], clip: Clip, span: Span, points: Points, cells: int) -> Places | None:
     colour, noun, alone = match.groups()
     kind = alone or noun
-    return [
+    things = [
         i
         for i in named(clip)
         if (kind == "thing" or clip.kinds[i] == kind) and (not colour or clip.colours[i] == colour)
     ]
-
-
-def _places(things: Sequence[int], clip: Clip, span: Span, points: Points, cells: int) -> Places:
+    if len(things) > 1:
+        return None  # what is meant does not follow from the words
     side = math.isqrt(cells)
     views: list[int] = []
     pairs = span.length // 2

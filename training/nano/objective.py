@@ -22,12 +22,10 @@ from training.export.attention import rotate
 from training.sft.rows import RowBatch
 
 from .events import EventProbe
-from .facts import FactProbe
 from .probe import PatchProbe, StateProbe, ThingProbe
 from .source import GROUPS, PairBatch, WindowBatch
 
 PROBE_WEIGHT = 0.5
-FACT_WEIGHT = 2.0  # among the read-outs
 OPTION_WEIGHT = 1.0
 POINTER_WEIGHT = 16.0  # of a letter's pointer against a token of reasoning or format
 MOST_LETTERS = 8  # of options that are told apart
@@ -38,19 +36,7 @@ _POINTING_LAYER, _POINTING_HEAD = 3, 0
 _FINDING_LAYER, _FINDING_HEADS = 1, (3, 4)  # by mentions.LATEST, EARLIEST
 _OF_WINDOWS = tuple(
     f"window_{name}"
-    for name in (
-        "probe",
-        "openness_error",
-        "placed",
-        "tiles_right",
-        "time_right",
-        "gone_found",
-        "place_loss",
-        "fact_error",
-        "camera_right",
-        "odd_right",
-        "goes_right",
-    )
+    for name in ("probe", "openness_error", "placed", "tiles_right", "time_right", "gone_found", "place_loss")
 )
 _KEPT = (_FINDING_LAYER - 1, _SUMMARY_LAYER, _OPTION_LAYER)  # layers of which the output is used
 _ROWS = 4  # computed together; windows differ in length, and padding costs as much as tokens
@@ -61,8 +47,7 @@ class Probes(nn.Module):
 
     ``patch``, ``thing``: a temporal patch's visual tokens, of an episode and of a clip. ``window``,
     ``events``: the language model at <|vision_end|>, which teaches it to find the newest moment of an
-    episode's window, and what happened in a clip's, before any question is asked. ``facts``: there, and where
-    a question names a thing. ``option``: the language
+    episode's window, and what happened in a clip's, before any question is asked. ``option``: the language
     model at the end of each option: is it right? An answer's letter can then be looked up there; from letters
     alone it does not learn to compare options to the video. ``letter``: which letter does that option have?
 
@@ -76,7 +61,6 @@ class Probes(nn.Module):
         self.thing = ThingProbe(hidden)
         self.window = StateProbe(hidden)
         self.events = EventProbe(hidden)
-        self.facts = FactProbe(hidden)
         self.option = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))
         self.letter = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, MOST_LETTERS))
 
@@ -168,15 +152,11 @@ class AnswerObjective(nn.Module):
             summary = seen[torch.arange(len(rows.prefixes)), rows.prefixes - 1]
             window_loss, found = self.probes.window(summary[:robot], batch.states)
             event_loss, happened = self.probes.events(summary[robot : robot + clips], batch.events)
-            named = judging[batch.names[:, 0], batch.names[:, 1]]
-            fact_loss, true = self.probes.facts(named, summary[robot : robot + clips], batch.facts)
-            probe_loss = probe_loss + window_loss + event_loss + FACT_WEIGHT * fact_loss
-            measures |= {f"window_{name}": value for name, value in (found | happened | true).items()}
+            probe_loss = probe_loss + window_loss + event_loss
+            measures |= {f"window_{name}": value for name, value in (found | happened).items()}
         else:
             # Averaging gradients over processes wants one of every parameter, and sums want the same names.
-            unused = [
-                p for part in ("window", "events", "facts") for p in getattr(self.probes, part).parameters()
-            ]
+            unused = (*self.probes.window.parameters(), *self.probes.events.parameters())
             probe_loss = probe_loss + 0.0 * sum(p.sum() for p in unused)
             measures |= dict.fromkeys(_OF_WINDOWS, 0.0)
         scale = rows.weight  # the loop divides by it

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from training.data.sample import Span
 from training.data.sim.physics.clip import Clip
 from training.sft.rows import Branch
 
-from .facts import FACTS, thing_facts
 from .lookup import Asked
 from .mentions import mentions
 from .probe import Points
@@ -68,8 +66,8 @@ def name_places(
     windows: Sequence[tuple[int, Happened | None]],
     asked: Sequence[Sequence[Asked]],
     prefixes: Sequence[int],
-) -> tuple[Tensor, Tensor, list[np.ndarray]]:
-    """``WindowBatch``'s names and shown, and the facts of each name.
+) -> tuple[Tensor, Tensor]:
+    """``WindowBatch``'s names and shown.
 
     Args:
         tokenizer: of the model.
@@ -80,23 +78,19 @@ def name_places(
     """
     names: list[tuple[int, int]] = []
     shown: list[tuple[int, int, int]] = []
-    facts: list[np.ndarray] = []
-    unknown = np.full(len(FACTS), np.nan, np.float32)
     for row, ((pairs, happened), branches) in enumerate(zip(windows, asked, strict=False)):
         if happened is None:
             continue
-        table = thing_facts(*happened)
         start = prefixes[row]
         first = start - 1 - pairs * cells
         for query, _, branch in branches:
             about = mentions(query, branch.question, happened, cells, tokenizer)
-            for column, places, thing in about:
+            for column, places in about:
                 shown += [(len(names), when, first + k) for when, tokens in enumerate(places) for k in tokens]
                 names.append((row, start + column))
-                facts.append(table[thing] if thing >= 0 else unknown)
             start += len(branch.question) + len(branch.target)
     ends = torch.tensor(names, dtype=torch.long).view(-1, 2)
-    return ends, torch.tensor(shown, dtype=torch.long).view(-1, 3), facts
+    return ends, torch.tensor(shown, dtype=torch.long).view(-1, 3)
 
 
 def option_ends(tokenizer: TextTokenizer, query: Query, question: Sequence[int]) -> list[int]:

@@ -31,7 +31,6 @@ from training.sft.augment import Augmentation
 from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
-from .facts import Facts, facts_of
 from .lookup import conclusion, lookups
 from .places import name_places, option_places, verdicts
 from .probe import States, Things, states_of, things_of
@@ -157,7 +156,6 @@ class WindowBatch:
             last token of its option.
         names: (M, 2) row and column of the last token of each name in a question about a clip.
         shown: (S, 3) what a name is about: which name, mentions.LATEST or EARLIEST, and column.
-        facts: of the names and of the clips' windows.
         pairs: for the probes; nothing where the tower is not trained.
     """
 
@@ -175,7 +173,6 @@ class WindowBatch:
     choices: Tensor
     names: Tensor
     shown: Tensor
-    facts: Facts
     pairs: PairBatch | None
 
     @property
@@ -378,7 +375,7 @@ class WindowSource:
         verdict, owner = verdicts([branch for row in branches for branch in row])
         options = option_places(world.tokenizer, asked + drill, prefixes, len(windows))
         shots = [(len(w.patches), w.happened) for w in windows] if video else []
-        names, shown, facts = name_places(world.tokenizer, world.visual_tokens, shots, asked, prefixes)
+        names = name_places(world.tokenizer, world.visual_tokens, shots, asked, prefixes)
         happened = [w.happened for w in windows if w.happened is not None]
         return WindowBatch(
             rows,
@@ -390,9 +387,7 @@ class WindowSource:
             torch.tensor([GROUPS.index(group) for group in groups]),
             torch.tensor([bool(query.options) for row in asked + drill for query, _, _ in row]),
             *options,
-            names,
-            shown,
-            facts_of(facts, happened),
+            *names,
             pairs,
         )
 

@@ -40,10 +40,10 @@ ANSWER_RECIPE = OptimizerConfig(steps=2000, peak_rate=1.5e-3, final_rate=1e-5, v
 # The tower is what limits answers about the robot: most pairs are of it.
 ANSWER_DRAWS = DrawSettings(pairs=56, robot_share=0.75, one_sided=400)
 # By then the tower sees what a drawer does and, however long it goes on, hardly what a window does: its pane
-# is small, moves little, and is one moment of five. So is a handle. It takes steps that show little else.
+# is small, moves little, and is one moment of five. It takes steps that show little else.
 SHARPEN_RECIPE = OptimizerConfig(steps=800, peak_rate=1.5e-3, final_rate=2e-4, warm_up=50)
 SHARPEN_DRAWS = DrawSettings(
-    pairs=192, robot_share=0.8, scene_shares={"window": 3.0, "handle": 3.0, "door": 1.0, "drawer": 0.35}
+    pairs=192, robot_share=0.9, scene_shares={"window": 4.0, "handle": 1.3, "door": 1.0, "drawer": 0.35}
 )
 FINISH_RECIPE = OptimizerConfig(steps=800, peak_rate=8e-4, final_rate=1e-5, warm_up=50)
 FINISH_DRAWS = DrawSettings(
@@ -64,7 +64,6 @@ OPTIONS_DRAWS = DrawSettings(
     scene_shares=FINISH_DRAWS.scene_shares,
     clip_branches=8,
     asked=3,
-    think_share=0.5,
 )
 STAGES = ("vision", "answers", "sharpen", "finish", "options")
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
