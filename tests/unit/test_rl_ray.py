@@ -163,6 +163,36 @@ def test_a_worker_joins_late(base, tmp_path):
     assert len(read_log(output)) == 8
 
 
+def test_workers_that_hang_are_ended_and_the_run_goes_on(base, tmp_path, capsys):
+    """Stopped, not dead: they neither answer nor end, as on a file system that does not come back."""
+    output = tmp_path / "run"
+    config = short(
+        *base,
+        output,
+        run={"launcher": "ray", "timeout_s": 300},
+        rollout={"deadline_s": 15.0, "max_staleness": 0},
+        optimizer={"steps": 6},
+    )
+    thread, errors = in_background(config)
+    wait(lambda: len(read_log(output)) >= 1 or not thread.is_alive())
+    stopped = processes("_Worker")
+    for process in stopped:
+        process.suspend()
+    try:
+        thread.join(timeout=240)
+        assert not thread.is_alive()
+    finally:
+        for process in stopped:
+            if process.is_running():
+                process.kill()
+    assert not errors
+    assert len(stopped) == 2
+    assert [entry["step"] for entry in read_log(output)] == list(range(6))
+    said = capsys.readouterr().out
+    assert "rollout-0.1 hangs" in said
+    assert "reward-0.1 hangs" in said
+
+
 def test_ctrl_c_says_how_to_go_on(base, tmp_path):
     output, file = tmp_path / "run", tmp_path / "rl.yaml"
     config = short(*base, output, run={"launcher": "ray", "save_every": 1}, optimizer={"steps": 1000})
