@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers to a ticket's question, by the node's own engine.
 
-The video, the system text and the question are read once; the answers are branches of one request. Answers are
+Video, system text and question are read once a group, whose answers are branches of one request. They are
 written without the grammar, so that a broken format is seen, at temperature 1 and top_p 1.
 """
 
