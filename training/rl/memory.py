@@ -34,7 +34,6 @@ from .tasks import TaskSampler
 # becomes of them on the way to the entropy.
 _READING = 5 * 4
 _MARKS = 3  # states that a hybrid's prefix keeps (models/hybrid_decoder.py)
-_START_TOKENS = 2048  # of questions, that an engine starts answers to in one step (engine/batch.py)
 
 
 @dataclass(frozen=True)
@@ -169,13 +168,15 @@ def estimate_engine(
     layer = (8 * wide + 3 * text["intermediate_size"]) * each
     patches = question.visual * merge**2
     seeing = patches * (8 * vision["hidden_size"] + 3 * vision["intermediate_size"]) * each
-    # The answers' first step: each reads the question; scores are float32, before and after they are joined.
-    started = max(1, min(group, _START_TOKENS // max(1, question.text))) * question.text
-    starting = started * (layer + 4 * 4 * heads * question.shared)
+    # The question is read once, then every answer a token a step. Scores are float32, before and after they are
+    # joined, and so are the probabilities of all tokens.
+    starting = question.text * (layer + 4 * 4 * heads * question.shared)
+    writing = group * (layer + 4 * 4 * heads * (question.shared + config.rollout.max_tokens))
+    writing += group * 4 * 6 * text["vocab_size"]
     return EngineEstimate(
         weights=count.total * each,
         cache=keys * each * (prefix + group * region) + states * (_MARKS + group),
-        activations=max(prefix * layer, seeing, starting),
+        activations=max(prefix * layer, seeing, starting, writing),
     )
 
 
