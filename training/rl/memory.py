@@ -168,8 +168,8 @@ def estimate_engine(
     layer = (8 * wide + 3 * text["intermediate_size"]) * each
     patches = question.visual * merge**2
     seeing = patches * (8 * vision["hidden_size"] + 3 * vision["intermediate_size"]) * each
-    # The question is read once, then every answer a token a step. Scores are float32, before and after they are
-    # joined, and so are the probabilities of all tokens.
+    # The question is read once, then every answer a token a step. Scores are float32, before and after they
+    # are joined, and so are the probabilities of all tokens.
     starting = question.text * (layer + 4 * 4 * heads * question.shared)
     writing = group * (layer + 4 * 4 * heads * (question.shared + config.rollout.max_tokens))
     writing += group * 4 * 6 * text["vocab_size"]
