@@ -167,7 +167,7 @@ def test_minibatches_with_dynamic_sampling(base, tmp_path, preset):
     config = short(
         *base,
         tmp_path / "run",
-        grpo={"preset": preset, "kl_coefficient": 0.0, "minibatches": 2, "group_size": 4, "max_attempts": 3},
+        grpo={"preset": preset, "kl_coefficient": 0.0, "minibatches": 2, "group_size": 2, "max_attempts": 3},
         optimizer={"steps": 4, "batch": 3},
     )
     run_inline(config)
