@@ -40,7 +40,8 @@ def test_the_device_is_that_of_the_cluster(tmp_path, monkeypatch, asked):
 
     from training.sft import launch
 
-    value = settings(tmp_path / "base", tmp_path / "data", tmp_path / "run", run={"launcher": "ray"})
+    base, data = make_model(tmp_path / "base"), make_data(tmp_path / "data")
+    value = settings(base, data, tmp_path / "run", run={"launcher": "ray"})
     value["run"]["device"] = asked
     config = write_config(tmp_path / "sft.yaml", value)
     started = []
