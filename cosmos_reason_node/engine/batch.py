@@ -72,6 +72,7 @@ class Batch:
         self._slot: Slot | None = None
         self._is_read = False
         self._regions: Branches | None = None
+        self._is_lent = False
         self._rows: list[Writing] = []  # row i writes into region i
         self._waiting: deque[Writing] = deque()
         self._ahead: RunAhead | None = None
@@ -83,6 +84,21 @@ class Batch:
         return machine.drafts if getattr(machine.decoder, "can_draft", False) else None
 
     @property
+    def prefix(self) -> Prefix | None:
+        """Keys and values of the prefix, from the step that reads it until the batch is closed."""
+        return None if self._slot is None else self._slot.prefix
+
+    @property
+    def rows(self) -> Sequence[Writing]:
+        """Branches that have begun; row i writes into region i."""
+        return self._rows
+
+    @property
+    def waiting(self) -> Sequence[Writing]:
+        """Branches that have not."""
+        return self._waiting
+
+    @property
     def empty(self) -> bool:
         """Whether nobody waits for anything any more."""
         return not self._rows and not self._waiting
@@ -90,6 +106,11 @@ class Batch:
     def add(self, writing: Writing) -> None:
         """A branch to be started."""
         self._waiting.append(writing)
+
+    def lend(self, regions: Branches) -> None:
+        """Write into these, which have room for all that waits; before the first step only."""
+        assert self._regions is None
+        self._regions, self._is_lent = regions, True
 
     @torch.inference_mode()
     def drop(self, writing: Writing) -> None:
@@ -106,7 +127,7 @@ class Batch:
         if self._slot is not None:
             self._machine.prefixes.release(self._slot)
             self._slot = None
-        if self._regions is not None and self._machine.keep_spare:
+        if self._regions is not None and self._machine.keep_spare and not self._is_lent:
             self._machine.spare = self._regions
         self._regions = None
 
@@ -214,9 +235,9 @@ class Batch:
         counters.decode_steps += 1
         counters.guessed_tokens += sum(map(len, guesses))
         fed = [len(writing.pending) for writing in rows]
-        self._finish(rows, fed, guesses, self._choose(rows, guesses, logits))
+        self.finish(rows, fed, guesses, self.choose(rows, guesses, logits))
 
-    def _finish(
+    def finish(
         self,
         rows: list[Writing],
         fed: list[int],
@@ -284,7 +305,7 @@ class Batch:
             if over or getattr(writing.grammar.step(), "forbidden", None) is not step.forbidden:
                 self._stop_ahead()
         self._machine.counters.decode_steps += 1
-        self._finish(rows, [1] * len(rows), [[]] * len(rows), [_Said([event]) for event in events])
+        self.finish(rows, [1] * len(rows), [[]] * len(rows), [_Said([event]) for event in events])
 
     def _stop_ahead(self) -> None:
         """What is queued does not count: rows come, go or are fed something else."""
@@ -345,7 +366,7 @@ class Batch:
             hidden = hidden[row, place]
         return machine.decoder.logits(hidden)
 
-    def _choose(self, rows: list[Writing], guesses: list[list[int]], logits: Tensor) -> list[_Said]:
+    def choose(self, rows: list[Writing], guesses: list[list[int]], logits: Tensor) -> list[_Said]:
         """What each row says next: one token, and one more for each guess that came true before it."""
         steps = [writing.grammar.step() for writing in rows]
         firsts = list(itertools.accumulate([len(guess) + 1 for guess in guesses], initial=0))[:-1]

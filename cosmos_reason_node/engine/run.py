@@ -64,15 +64,30 @@ class Run:
 
     def next(self) -> Event:
         """Hand over an event, doing a step of work where there is none."""
+        self.keep_deadline()
+        if not self._events:
+            self.batch.step()
+        return self._events.popleft() if self._events else Token(min(self._open), "", False)
+
+    @property
+    def batch(self) -> Batch:
+        """Where it is written, until it is closed."""
+        assert self._batch is not None
+        return self._batch
+
+    def keep_deadline(self) -> None:
+        """DEADLINE_EXCEEDED where it is over."""
         deadline = self._request.deadline_s
         if deadline > 0 and time.monotonic() - self._started > deadline:
             raise CosmosReasonError(
                 ErrorCode.DEADLINE_EXCEEDED, f"not answered within its deadline of {deadline:g} s"
             )
-        if not self._events:
-            assert self._batch is not None
-            self._batch.step()
-        return self._events.popleft() if self._events else Token(min(self._open), "", False)
+
+    def said(self) -> list[Event]:
+        """What has happened since it was last asked, without doing anything for it."""
+        events = list(self._events)
+        self._events.clear()
+        return events
 
     def drop(self, index: int) -> None:
         """Forget a query."""

@@ -10,7 +10,7 @@ Tokens are those of the network run whole on every prompt, with float32 down to 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from .machine import Machine
 from .prefix import PrefixPool, make_plan, video_of
 from .run import FORCED_TOKENS, Run, too_long
 from .spec import EngineStatistics
+from .together import Together
 from .vision_cache import VisionCache
 
 # Prefixes kept while no request uses them: one a camera, for about as many cameras.
@@ -225,24 +226,79 @@ class TorchEngine:
                 dropped = yield run.next()
                 if dropped is not None:
                     run.drop(dropped)
-        except CosmosReasonError as error:
-            yield Failed(-1, error.code, error.message)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            message = (
-                f"out of memory on {self._info.device}: use smaller frames, fewer of them, or fewer cameras"
-            )
-            # The traceback holds the tensors of the failed step.
-            error.__traceback__ = None
-            if run is not None:
+        except (CosmosReasonError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            failed = self._failed(error)
+            if run is not None and failed.error_code is ErrorCode.OUT_OF_MEMORY:
                 run.close()
                 run = None
-            _release_cached_memory()
-            yield Failed(-1, ErrorCode.OUT_OF_MEMORY, message)
+                _release_cached_memory()
+            yield failed
         finally:
             if run is not None:
                 run.close()
+
+    def answer_together(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        """Answer requests in step (together.py): each event with the place of its request.
+
+        Nothing else may be answered meanwhile. A request's failure ends that request alone, unless memory is
+        short. One after the other where the decoder cannot do it, as with hybrid models.
+        """
+        if len(requests) < 2 or not getattr(self._decoder(), "can_interleave", False):
+            for place, request in enumerate(requests):
+                for event in self.answer(request):
+                    yield place, event
+            return
+        runs: dict[int, Run] = {}
+        together: Together | None = None
+        try:
+            for place, request in enumerate(requests):
+                try:
+                    runs[place] = Run(self, request)
+                except CosmosReasonError as error:
+                    yield place, Failed(-1, error.code, error.message)
+            while runs:
+                for place, run in list(runs.items()):
+                    try:
+                        run.keep_deadline()
+                    except CosmosReasonError as error:
+                        runs.pop(place).close()
+                        yield place, Failed(-1, error.code, error.message)
+                        continue
+                    for event in run.said():
+                        yield place, event
+                    if run.finished:
+                        runs.pop(place).close()
+                if runs and together is None:
+                    assert self.machine is not None
+                    batches = dict.fromkeys(run.batch for run in runs.values())
+                    together = Together(self.machine, list(batches))
+                if runs and together is not None:
+                    together.step()
+        except (CosmosReasonError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            failed = self._failed(error)
+            ended, runs = runs, {}
+            for run in ended.values():
+                run.close()
+            together = None
+            _release_cached_memory()
+            for place in ended:
+                yield place, failed
+        finally:
+            for run in runs.values():
+                run.close()
+
+    def _decoder(self) -> Decoder | None:
+        return None if self.machine is None else self.machine.decoder
+
+    def _failed(self, error: Exception) -> Failed:
+        """The event of a request that ends with ``error``; raises it where it is nobody's fault but ours."""
+        if isinstance(error, CosmosReasonError):
+            return Failed(-1, error.code, error.message)
+        if not _is_out_of_memory(error):
+            raise error
+        error.__traceback__ = None  # it holds the tensors of the failed step
+        message = f"out of memory on {self._info.device}: use smaller frames, fewer of them, or fewer cameras"
+        return Failed(-1, ErrorCode.OUT_OF_MEMORY, message)
 
     def batch(self, request: Request) -> Batch:
         """The batch of the request's windows: one that runs, or a new one.

@@ -12,11 +12,12 @@ at once, each at its own positions. Attention scores against the prefix and agai
 before one softmax, so this is exact, and the prefix is read once a step however many branches there are.
 
 Axes: B rows, L tokens of a row, D hidden size, H heads, K key/value heads, G = H / K, C channels of a head,
-P prefix tokens, S slots of a branch's region, N layers.
+P prefix tokens, S slots of a branch's region, N layers, X prefixes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,12 @@ class Branches:
         """Branches it has room for."""
         return self.cache.shape[2]
 
+    def every(self, step: int, first: int) -> Branches:
+        """The regions ``first``, ``first + step`` and so on, in the same memory."""
+        part = copy.copy(self)
+        part.cache = self.cache[:, :, first::step]
+        return part
+
     @property
     def capacity(self) -> int:
         """Tokens that a branch has room for."""
@@ -119,7 +126,7 @@ class Decoder:
     """Runs the language model of a network over ``Prefix`` and ``Branches``.
 
     Holds no copy of a weight: what is changed in place in the network is changed here. ``can_draft`` says
-    that ``write`` takes ``every``.
+    that ``write`` takes ``every``, ``can_interleave`` that ``through`` takes several prefixes.
 
     Args:
         network: transformers' Qwen2_5_VLForConditionalGeneration.
@@ -127,6 +134,7 @@ class Decoder:
     """
 
     can_draft = True
+    can_interleave = True
 
     def __init__(self, network: Any, *, join: bool = False) -> None:
         model = network.model.language_model
@@ -277,8 +285,8 @@ class Decoder:
     ) -> Tensor:
         """``write`` on tensors alone, so that it can be compiled and captured.
 
-        ``filled`` of the P places of ``prefix`` (N, 2, K, P, C) hold something; ``branches`` is
-        (N, 2, regions, K, S, C).
+        ``filled`` of the P places of ``prefix`` (N, 2, X*K, P, C) hold something; ``branches`` is
+        (N, 2, regions, K, S, C). With X prefixes row i follows prefix i % X, and ``filled`` is (B, 1, 1).
         """
         rows, length, _ = embedded.shape
         row = torch.arange(rows, device=embedded.device)
@@ -324,7 +332,7 @@ def hidden_places(places: Tensor, prefix_room: int, room: int, filled: int | Ten
         places: (B, L) place of each token in its row's region.
         prefix_room: P.
         room: S.
-        filled: places of the prefix that hold something.
+        filled: places of the prefix that hold something; (B, 1, 1) where rows follow several.
         groups: G query heads of a key/value head, whose L tokens are its rows.
 
     Returns:
@@ -341,7 +349,7 @@ def attend(query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor, scale: flo
 
     Args:
         query: (B, L, H, C).
-        prefix: keys and values, (2, K, P, C).
+        prefix: keys and values, (2, X*K, P, C); row i follows prefix i % X.
         own: keys and values, (2, B*K, S, C).
         hides: (B, 1, G*L, P+S) float32, 0 or -inf.
         scale: of the scores.
@@ -350,21 +358,25 @@ def attend(query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor, scale: flo
         (B, L, H*C).
     """
     rows, length, every, channels = query.shape
-    heads, at = prefix.shape[1:3]
-    groups = every // heads
+    heads, at = own.shape[1] // rows, prefix.shape[2]
+    groups, prefixes = every // heads, prefix.shape[1] // heads
     among = groups * length
+    apart = (rows // prefixes, prefixes, heads, among)  # of rows, in their order
+    joint = (prefixes, heads, rows // prefixes, among)  # rows of a prefix beside one another
     query = query.view(rows, length, heads, groups, channels).permute(0, 2, 3, 1, 4)
     by_row = query.reshape(rows * heads, among, channels)
-    by_head = by_row.view(rows, heads, among, channels).transpose(0, 1).reshape(heads, -1, channels)
-    on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(heads, rows, among, -1)
-    on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(rows, heads, among, -1)
-    scores = torch.cat((on_prefix.transpose(0, 1), on_own), -1)
+    by_head = by_row.view(*apart, channels).permute(1, 2, 0, 3, 4).reshape(prefixes * heads, -1, channels)
+    on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(*joint, -1).permute(2, 0, 1, 3, 4)
+    on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(*apart, -1)
+    scores = torch.cat((on_prefix, on_own), -1).view(rows, heads, among, -1)
     weights = torch.add(hides, scores, alpha=scale).softmax(-1).to(query.dtype)
-    to_prefix = weights[..., :at].transpose(0, 1).reshape(heads, rows * among, at)
+    to_prefix = weights[..., :at].view(*apart, at).permute(1, 2, 0, 3, 4)
     to_own = weights[..., at:].reshape(rows * heads, among, -1)
-    sums = torch.bmm(to_own, own[1]).view(rows, heads, among, channels)
-    sums = sums + torch.bmm(to_prefix, prefix[1]).view(heads, rows, among, channels).transpose(0, 1)
-    return sums.view(rows, heads, groups, length, channels).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
+    sums = torch.bmm(to_own, own[1]).view(*apart, channels)
+    of_prefix = torch.bmm(to_prefix.reshape(prefixes * heads, -1, at), prefix[1]).view(*joint, channels)
+    sums = sums + of_prefix.permute(2, 0, 1, 3, 4)
+    sums = sums.view(rows, heads, groups, length, channels)
+    return sums.permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
 
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
