@@ -4,7 +4,8 @@
     python -m benchmarks.async_rl --json benchmarks/results/async_rl.json
 
 - ``rollout_engine``: answers a second of the rollout engine against Hugging Face ``generate``, same weights,
-  windows, group size and bound on tokens, in turns. The engine reads video and question once a group.
+  windows, group size and bound on tokens, in turns. The engine reads video and question once a group. Both
+  answer one question at a time, and eight in one pass (``rollout.together``).
 - ``training_step``: forward and backward of a group on the same weights, with one copy of the question and
   one pass of a frozen tower, against a copy an answer and a pass for policy and reference each.
 - ``roles``: a run of processes: share of time that each role waited, cost of publishing weights, and how long
@@ -30,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -40,7 +42,8 @@ from cosmos_reason_node.engine.base import Done, Request, Sampling
 from cosmos_reason_node.engine.loading import black_window
 from cosmos_reason_node.engine.torch import TorchEngine
 from cosmos_reason_node.models.qwen2_5_vl import load
-from cosmos_reason_node.types import Query, QueryKind
+from cosmos_reason_node.models.spec import ModelSpec
+from cosmos_reason_node.types import Query, QueryKind, Window
 from cosmos_reason_node.vision.patchify import patchify
 from training.rl import toy
 from training.rl.books import Ticket
@@ -55,7 +58,7 @@ from training.sft.rows import Branch, pack_rows
 
 from .machine import command_line, describe_machine
 
-GROUP, TOKENS = 9, 48
+GROUP, TOKENS, TOGETHER = 9, 48, 8
 QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=TOKENS // 2)
 ACTORS = {"rollout": "_Worker", "trainer": "_Trainer", "books": "_BooksActor"}
 
@@ -68,40 +71,42 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
     model = load(model_dir, device=device)
     engine = TorchEngine(model, min_confidence=DEFAULT_MIN_CONFIDENCE, join=True)
     spec = model.spec
-    height, width = spec.frame_size_for(480, 640)
-    window = black_window(spec.window_frames, height, width, spec.fps)
-    patches, grid = patchify(window.pixels(), spec.patches)
+    windows = [_grey_window(spec, shade) for shade in range(TOGETHER)]
+    patches, grids = zip(*(patchify(window.pixels(), spec.patches) for window in windows), strict=True)
     network: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_dir, dtype=model.dtype)
     network = network.to(device).eval()
-    tokens = prompt.encode_prefix(model.tokenizer, [spec.patches.visual_tokens(grid)])
+    tokens = prompt.encode_prefix(model.tokenizer, [spec.patches.visual_tokens(grids[0])])
     tokens += prompt.encode_suffix(model.tokenizer, QUERY)
-    ids = torch.tensor([tokens], device=device)
     end = model.tokenizer.id_of(prompt.END_OF_TURN)
-    written: dict[str, int] = {"engine": 0, "generate": 0}
+    written: dict[str, int] = {}
 
-    def ours(seed: int) -> None:
-        request = Request(
-            "benchmark",
-            (window,),
-            (QUERY,) * GROUP,
-            max_answer_tokens=TOKENS - TOKENS // 2,
-            sampling=Sampling(temperature=1.0),
-            free=True,
-            branch_seeds=tuple(GROUP * seed + i for i in range(GROUP)),
-        )
-        for event in engine.answer(request):
+    def ours(name: str, count: int, seed: int) -> None:
+        requests = [
+            Request(
+                f"benchmark {place}",
+                (windows[place],),
+                (QUERY,) * GROUP,
+                max_answer_tokens=TOKENS - TOKENS // 2,
+                sampling=Sampling(temperature=1.0),
+                free=True,
+                branch_seeds=tuple(GROUP * (TOGETHER * seed + place) + i for i in range(GROUP)),
+            )
+            for place in range(count)
+        ]
+        for _, event in engine.answer_together(requests):
             if isinstance(event, Done):
-                written["engine"] += event.answer.output_tokens
+                written[name] += event.answer.output_tokens
 
-    def theirs(seed: int) -> None:
+    def theirs(name: str, count: int, seed: int) -> None:
         torch.manual_seed(seed)
+        ids = torch.tensor([tokens] * count, device=device)
         with torch.inference_mode():
             made = network.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                pixel_values_videos=torch.from_numpy(patches).to(device, model.dtype),
-                video_grid_thw=torch.tensor([grid], device=device),
-                second_per_grid_ts=torch.tensor([spec.patches.temporal_patch / spec.fps]),
+                pixel_values_videos=torch.from_numpy(np.concatenate(patches[:count])).to(device, model.dtype),
+                video_grid_thw=torch.tensor(grids[:count], device=device),
+                second_per_grid_ts=torch.tensor([spec.patches.temporal_patch / spec.fps] * count),
                 mm_token_type_ids=(ids == spec.video_token).int() * 2,
                 do_sample=True,
                 temperature=1.0,
@@ -112,33 +117,58 @@ def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
                 eos_token_id=end,
                 pad_token_id=end,
             )[:, len(tokens) :]
-        written["generate"] += sum(
-            int((row == end).nonzero()[0]) + 1 if end in row else TOKENS for row in made
-        )
+        written[name] += sum(int((row == end).nonzero()[0]) + 1 if end in row else TOKENS for row in made)
 
-    ways: dict[str, Callable[[int], None]] = {"engine": ours, "generate": theirs}
+    ways: dict[str, tuple[Callable[[str, int, int], None], int]] = {
+        "engine": (ours, 1),
+        "generate": (theirs, 1),
+        "engine_together": (ours, TOGETHER),
+        "generate_together": (theirs, TOGETHER),
+    }
     clock = time.perf_counter if device == "cuda" else time.process_time
-    for way in ways.values():
-        way(0)
-    written = dict.fromkeys(written, 0)
+    written = dict.fromkeys(ways, 0)
+    for name, (way, count) in ways.items():
+        way(name, count, 0)
+    written = dict.fromkeys(ways, 0)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(1, turns + 1):
-        for name, way in ways.items():
+        for name, (way, count) in ways.items():
             started = clock()
-            way(turn)
+            way(name, count, turn)
             seconds[name].append(clock() - started)
-    rates = {name: GROUP / statistics.median(times) for name, times in seconds.items()}
+    rates = {name: ways[name][1] * GROUP / statistics.median(times) for name, times in seconds.items()}
     return {
         "model": model.spec.model_id,
         "frames": spec.window_frames,
         "group_size": GROUP,
+        "together": TOGETHER,
         "max_tokens": TOKENS,
         "turns": turns,
-        "clock": "wall" if device == "cuda" else "CPU seconds of one thread: others ran beside it",
+        "clock": "wall" if device == "cuda" else "CPU seconds of one thread: others may run beside it",
         "answers_per_s": {name: round(rate, 2) for name, rate in rates.items()},
-        "tokens_an_answer": {name: round(count / turns / GROUP, 1) for name, count in written.items()},
-        "ratio": round(rates["engine"] / rates["generate"], 2),
+        "tokens_an_answer": {
+            name: round(count / turns / GROUP / ways[name][1], 1) for name, count in written.items()
+        },
+        "ratio": {
+            "a group at a time": round(rates["engine"] / rates["generate"], 2),
+            f"{TOGETHER} groups in a pass, both": round(
+                rates["engine_together"] / rates["generate_together"], 2
+            ),
+            f"{TOGETHER} groups in a pass, to a group at a time": round(
+                rates["engine_together"] / rates["generate"], 2
+            ),
+        },
     }
+
+
+def _grey_window(spec: ModelSpec, shade: int) -> Window:
+    """One that no other shade's features or prefix can be taken for."""
+    height, width = spec.frame_size_for(480, 640)
+    window = black_window(spec.window_frames, height, width, spec.fps)
+    frames = tuple(
+        dataclasses.replace(frame, image=np.full_like(frame.image, 8 * shade)) for frame in window.frames
+    )
+    return dataclasses.replace(window, frames=frames)
 
 
 def training_step(model_dir: Path, turns: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches that are written in step: one pass of the language model advances the rows of all of them.
 
-A step of few rows costs mostly the starting of its operations, whatever the rows; answers about other windows
-come along for little more. Prefixes are padded to the longest, and lie beside one another. Row r of batch x is
-row r * X + x of the pass, so rows that are left lie dense while each batch lets go of its own.
+A step of few rows costs mostly the starting of its operations, whatever the rows; answers about other
+windows come along for little more. Prefixes are padded to the longest, and lie beside one another. Row r of
+batch x is row r * X + x of the pass, so what is left lies dense while each batch lets go of its own rows.
 
     batches    x = 0       x = 1       x = 2
     rows       0 3 6 ...   1 4 7 ...   2 5 8 ...     a batch with fewer rows than another has idle ones
@@ -35,7 +35,8 @@ class Together:
     def __init__(self, machine: Machine, batches: Sequence[Batch]) -> None:
         if any(batch.rows for batch in batches):
             raise CosmosReasonError(
-                ErrorCode.INVALID_REQUEST, "a request about one of these windows is being answered: end it first"
+                ErrorCode.INVALID_REQUEST,
+                "a request about one of these windows is being answered: end it first",
             )
         self._machine, self._batches = machine, list(batches)
         self._prefixes: Tensor | None = None
@@ -90,10 +91,12 @@ class Together:
                 starts.append(lengths[-1] + batch.plan.following)
         longest = max(map(len, chunks))
         tokens = torch.tensor([chunk + [0] * (longest - len(chunk)) for chunk in chunks]).to(device)
-        where = torch.tensor([starts, lengths, [len(chunk) - 1 for chunk in chunks]]).to(device)
+        ends = [len(chunk) - 1 for chunk in chunks]
         hidden = machine.decoder.through(
             machine.model.embed(tokens),
-            *where,
+            torch.tensor(starts).to(device),
+            torch.tensor(lengths).to(device),
+            torch.tensor(ends).to(device),
             self._filled.repeat(deepest)[:, None, None],
             self._prefixes,
             self._regions.cache[..., : max(lengths) + longest, :],
@@ -105,7 +108,9 @@ class Together:
         prefixes = {x: prefix for x, batch in enumerate(self._batches) if (prefix := batch.prefix)}
         layers, two, heads, _, channels = next(iter(prefixes.values())).cache.shape
         longest = max(prefix.length for prefix in prefixes.values())
-        self._prefixes = self._regions.cache.new_zeros(layers, two, len(self._batches) * heads, longest, channels)
+        self._prefixes = self._regions.cache.new_zeros(
+            layers, two, len(self._batches) * heads, longest, channels
+        )
         for x, prefix in prefixes.items():
             part = self._prefixes[:, :, x * heads : (x + 1) * heads, : prefix.length]
             part.copy_(prefix.cache[..., : prefix.length, :])

@@ -27,41 +27,50 @@ def answer(ticket, version=0, text="x"):
     return Group(ticket, "toy", (sampled, sampled))
 
 
+def next_ticket(books, worker, version):
+    """The only ticket of a round of one; the version to load; None."""
+    order = books.next_round(worker, version)
+    if not isinstance(order, tuple):
+        return order
+    (ticket,) = order
+    return ticket
+
+
 def judged(group, rewards=(0.0, 1.0)):
     return dataclasses.replace(group, judgements=tuple(Judgement(1.0, r, r) for r in rewards))
 
 
 def finish(books, ticket, rewards=(0.0, 1.0), version=0):
-    assert books.answered(answer(ticket, version))
+    assert books.answered([answer(ticket, version)])
     group = books.next_to_judge("judge")
     assert books.judged(judged(group, rewards))
 
 
 def test_nothing_is_given_out_before_the_first_weights(tmp_path):
     books = make(tmp_path)
-    assert books.next_ticket("a", -1) is None
+    assert next_ticket(books, "a", -1) is None
     books.published(0)
-    assert books.next_ticket("a", -1) == 0  # load them first
-    assert books.next_ticket("a", 0) == Ticket(0, 0, 0)
+    assert next_ticket(books, "a", -1) == 0  # load them first
+    assert next_ticket(books, "a", 0) == Ticket(0, 0, 0)
 
 
 def test_staleness_throttles_and_the_soonest_needed_comes_first(tmp_path):
     books = make(tmp_path, max_staleness=1)
     books.published(0)
-    tickets = [books.next_ticket("a", 0) for _ in range(6)]
+    tickets = [next_ticket(books, "a", 0) for _ in range(6)]
     assert tickets == [Ticket(i, p, 0) for i in (0, 1) for p in range(3)]
-    assert books.next_ticket("a", 0) is None  # iteration 2 would be trained two versions later
+    assert next_ticket(books, "a", 0) is None  # iteration 2 would be trained two versions later
     for ticket in tickets[:3]:
         finish(books, ticket)
     books.published(1)
-    assert books.next_ticket("a", 0) == 1
-    assert books.next_ticket("a", 1) == Ticket(2, 0, 0)
+    assert next_ticket(books, "a", 0) == 1
+    assert next_ticket(books, "a", 1) == Ticket(2, 0, 0)
 
 
 def test_a_batch_is_its_places_whoever_was_faster(tmp_path):
     books = make(tmp_path)
     books.published(0)
-    tickets = [books.next_ticket("a", 0) for _ in range(6)]
+    tickets = [next_ticket(books, "a", 0) for _ in range(6)]
     for ticket in reversed(tickets[1:]):
         finish(books, ticket)
     assert books.batch(0) is None
@@ -72,11 +81,11 @@ def test_a_batch_is_its_places_whoever_was_faster(tmp_path):
 def test_a_lost_workers_tickets_go_to_others_and_its_late_answer_is_refused(tmp_path):
     books = make(tmp_path)
     books.published(0)
-    ticket = books.next_ticket("a", 0)
+    ticket = next_ticket(books, "a", 0)
     assert books.lost("a") == 1
-    assert books.next_ticket("b", 0) == ticket
-    assert books.answered(answer(ticket, text="of b"))
-    assert not books.answered(answer(ticket, text="of a"))
+    assert next_ticket(books, "b", 0) == ticket
+    assert books.answered([answer(ticket, text="of b")])
+    assert not books.answered([answer(ticket, text="of a")])
     assert books.next_to_judge("judge").answers[0].text == "of b"
     assert books.next_to_judge("other") is None
     assert books.lost("judge") == 1
@@ -89,18 +98,18 @@ def test_a_worker_that_is_not_heard_of_loses_its_work_and_is_told_once(tmp_path)
     now = [0.0]
     books = make(tmp_path, questions=1, max_staleness=0, clock=lambda: now[0], silence_s=10.0)
     books.published(0)
-    assert books.next_ticket("slow", 0) == Ticket(0, 0, 0)
+    assert next_ticket(books, "slow", 0) == Ticket(0, 0, 0)
     now[0] = 9.0
-    assert books.next_ticket("quick", 0) is None
+    assert next_ticket(books, "quick", 0) is None
     assert books.hanging() == []
     now[0] = 11.0
     assert books.hanging() == ["slow"]
-    assert books.next_ticket("quick", 0) == Ticket(0, 0, 0)
+    assert next_ticket(books, "quick", 0) == Ticket(0, 0, 0)
     assert books.hanging() == []
     assert books.counts.taken_back == 1
     assert books.lost("slow") == 0  # when it is ended: what it had is with another already
-    assert books.answered(answer(Ticket(0, 0, 0), text="of quick"))
-    assert not books.answered(answer(Ticket(0, 0, 0), text="of slow"))
+    assert books.answered([answer(Ticket(0, 0, 0), text="of quick")])
+    assert not books.answered([answer(Ticket(0, 0, 0), text="of slow")])
     now[0] = 30.0
     assert books.hanging() == ["quick"]  # also one that had nothing: it may hang where it loads weights
 
@@ -110,15 +119,15 @@ def test_a_question_over_which_workers_hang_is_replaced(tmp_path, capsys):
     now = [0.0]
     books = make(tmp_path, questions=1, max_staleness=0, clock=lambda: now[0], silence_s=10.0)
     books.published(0)
-    books.next_ticket("a", 0)
-    books.answered(answer(Ticket(0, 0, 0)))
+    next_ticket(books, "a", 0)
+    books.answered([answer(Ticket(0, 0, 0))])
     for life in range(3):
         assert books.next_to_judge(f"judge.{life}").ticket == Ticket(0, 0, 0)
         now[0] += 11.0
         assert f"judge.{life}" in books.hanging()
     assert "3 workers died or hung over it" in capsys.readouterr().out
     assert books.next_to_judge("judge.3") is None
-    assert books.next_ticket("a", 0) == Ticket(0, 0, 1)
+    assert next_ticket(books, "a", 0) == Ticket(0, 0, 1)
 
 
 def test_a_failed_question_is_replaced_and_a_place_that_always_fails_ends_the_run(tmp_path, capsys):
@@ -126,7 +135,7 @@ def test_a_failed_question_is_replaced_and_a_place_that_always_fails_ends_the_ru
     books.published(0)
     for attempt in range(3):
         assert books.batch(0) is None
-        ticket = books.next_ticket("a", 0)
+        ticket = next_ticket(books, "a", 0)
         assert ticket == Ticket(0, 0, attempt)
         books.failed(ticket, "its reward raised KeyError: 'x'")
     assert "its reward raised KeyError: 'x'" in capsys.readouterr().out
@@ -138,15 +147,15 @@ def test_a_failure_after_groups_that_taught_nothing_does_not_end_the_run(tmp_pat
     books = make(tmp_path, questions=1, dynamic_sampling=True)
     books.published(0)
     for _ in range(2):
-        finish(books, books.next_ticket("a", 0), rewards=(1.0, 1.0))
-    books.failed(books.next_ticket("a", 0), "its clip is broken")
-    assert books.next_ticket("a", 0) == Ticket(0, 0, 3)
+        finish(books, next_ticket(books, "a", 0), rewards=(1.0, 1.0))
+    books.failed(next_ticket(books, "a", 0), "its clip is broken")
+    assert next_ticket(books, "a", 0) == Ticket(0, 0, 3)
     again = make(tmp_path, questions=1, dynamic_sampling=True)  # a restart meets the same questions
     again.published(0)
     for attempt in (2, 3):
-        assert again.next_ticket("a", 0) == Ticket(0, 0, attempt)
+        assert next_ticket(again, "a", 0) == Ticket(0, 0, attempt)
         again.failed(Ticket(0, 0, attempt), "its clip is broken")
-    finish(again, again.next_ticket("a", 0))
+    finish(again, next_ticket(again, "a", 0))
     assert len(again.batch(0)) == 1
 
 
@@ -154,9 +163,9 @@ def test_a_question_over_which_workers_die_has_failed(tmp_path):
     books = make(tmp_path)
     books.published(0)
     for life in range(3):
-        assert books.next_ticket(f"a.{life}", 0) == Ticket(0, 0, 0)
+        assert next_ticket(books, f"a.{life}", 0) == Ticket(0, 0, 0)
         books.lost(f"a.{life}")
-    assert books.next_ticket("a.3", 0) == Ticket(0, 0, 1)
+    assert next_ticket(books, "a.3", 0) == Ticket(0, 0, 1)
     assert books.counts.failed == 1
 
 
@@ -164,20 +173,20 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path):
     books = make(tmp_path, questions=1, dynamic_sampling=True)
     books.published(0)
     for attempt in range(2):
-        finish(books, books.next_ticket("a", 0), rewards=(1.0, 1.0))
+        finish(books, next_ticket(books, "a", 0), rewards=(1.0, 1.0))
         assert books.batch(0) is None
         assert books.counts.replaced == attempt + 1
-    finish(books, books.next_ticket("a", 0), rewards=(1.0, 1.0))  # the last attempt is taken as it is
+    finish(books, next_ticket(books, "a", 0), rewards=(1.0, 1.0))  # the last attempt is taken as it is
     assert books.batch(0)[0].ticket == Ticket(0, 0, 2)
 
 
 def test_books_that_start_anew_know_what_was_judged(tmp_path):
     first = make(tmp_path, dynamic_sampling=True)
     first.published(0)
-    tickets = [first.next_ticket("a", 0) for _ in range(3)]
+    tickets = [next_ticket(first, "a", 0) for _ in range(3)]
     finish(first, tickets[0])
     finish(first, tickets[1], rewards=(1.0, 1.0))
-    first.answered(answer(tickets[2]))  # not judged: it is asked again
+    first.answered([answer(tickets[2])])  # not judged: it is asked again
     kept = first._entries[0][0].group
     path = next(tmp_path.glob("*.jsonl"))
     path.write_text(path.read_text() + '{"ticket": {"itera')  # the crash came while a line was written
@@ -186,7 +195,7 @@ def test_books_that_start_anew_know_what_was_judged(tmp_path):
     assert books._entries[0][0].group == kept
     assert books._entries[0][0].group.answers[0].log_probs == (-0.1, -1 / 3)
     assert books.batch(0) is None  # says the version as well
-    assert [books.next_ticket("b", 0) for _ in range(2)] == [Ticket(0, 1, 1), Ticket(0, 2, 0)]
+    assert [next_ticket(books, "b", 0) for _ in range(2)] == [Ticket(0, 1, 1), Ticket(0, 2, 0)]
     finish(books, Ticket(0, 1, 1))
     finish(books, Ticket(0, 2, 0))
     assert len(books.batch(0)) == 3
@@ -201,21 +210,21 @@ def test_a_smaller_staleness_does_not_take_older_answers_back(tmp_path):
     first = make(tmp_path, questions=2, max_staleness=1)
     first.published(0)
     for _ in range(4):
-        finish(first, first.next_ticket("a", 0))
+        finish(first, next_ticket(first, "a", 0))
     again = make(tmp_path, questions=2, max_staleness=0)
     again.published(0)
     assert len(again.batch(0)) == 2
-    assert again.next_ticket("a", 0) is None
+    assert next_ticket(again, "a", 0) is None
     again.published(1)
     assert again.batch(1) is None
-    assert again.next_ticket("a", 1) == Ticket(1, 0, 0)
+    assert next_ticket(again, "a", 1) == Ticket(1, 0, 0)
     assert make(tmp_path, questions=2, max_staleness=1).batch(1) is None  # they are gone for good
 
 
 def test_a_journal_that_cannot_be_mended_says_so(tmp_path, monkeypatch):
     finish_one = make(tmp_path, questions=1)
     finish_one.published(0)
-    finish(finish_one, finish_one.next_ticket("a", 0))
+    finish(finish_one, next_ticket(finish_one, "a", 0))
     path = next(tmp_path.glob("*.jsonl"))
     path.write_text(path.read_text() + "{")
 
@@ -233,7 +242,7 @@ def test_a_trainer_that_goes_back_finds_its_groups_until_a_checkpoint_covers_the
     books = make(tmp_path, questions=1)
     for iteration in range(3):
         books.published(iteration)
-        finish(books, books.next_ticket("a", iteration), version=iteration)
+        finish(books, next_ticket(books, "a", iteration), version=iteration)
     books.checkpointed(1)
     books.published(1)  # killed, and back at its checkpoint
     assert books.batch(1)[0].answers[0].versions == (1, 1)
@@ -245,8 +254,8 @@ def test_a_trainer_that_goes_back_finds_its_groups_until_a_checkpoint_covers_the
 def test_a_full_disk_ends_the_run_with_a_clear_line(tmp_path):
     books = make(tmp_path / "rollouts", questions=1)
     books.published(0)
-    ticket = books.next_ticket("a", 0)
-    books.answered(answer(ticket))
+    ticket = next_ticket(books, "a", 0)
+    books.answered([answer(ticket)])
     group = books.next_to_judge("judge")
     (tmp_path / "rollouts").rmdir()
     (tmp_path / "rollouts").write_text("no folder any more")
@@ -284,7 +293,7 @@ def test_random_deaths_lose_nothing_and_train_nothing_twice(tmp_path, seed):
         worker = rng.choice([*"abc", *rolling, *judging])
         living = worker in "abc"
         if event < 0.3 and living and worker not in rolling:
-            order = books.next_ticket(worker, books.version)
+            order = next_ticket(books, worker, books.version)
             if isinstance(order, Ticket):
                 assert version <= order.iteration <= version + arguments["max_staleness"]
                 rolling[worker] = (order, books.version)
@@ -295,7 +304,7 @@ def test_random_deaths_lose_nothing_and_train_nothing_twice(tmp_path, seed):
                 books.failed(ticket, "by chance")
                 failed |= {ticket} if books.counts.failed > failures else set()
             else:
-                books.answered(answer(ticket, rolled_with, text=f"{step}"))
+                books.answered([answer(ticket, rolled_with, text=f"{step}")])
         elif event < 0.65 and living and worker not in judging:
             group = books.next_to_judge(worker)
             if group:
@@ -356,3 +365,52 @@ def test_one_who_waits_asks_ever_more_rarely_until_something_comes(monkeypatch):
     assert slept == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.25, 0.25])
     patience.renew()
     assert patience.wait() == pytest.approx(0.02)
+
+
+def round_of(*tickets, **changes):
+    """Answers of tickets that were written together."""
+    beside = tuple((ticket.place, ticket.attempt) for ticket in tickets)
+    return [dataclasses.replace(answer(ticket, **changes), beside=beside) for ticket in tickets]
+
+
+def judge_all(books, rewards):
+    """Judge what waits; rewards by place."""
+    while group := books.next_to_judge("judge"):
+        assert books.judged(judged(group, rewards.get(group.ticket.place, (0.0, 1.0))))
+
+
+def test_who_is_in_a_round_does_not_depend_on_who_was_faster(tmp_path):
+    books = make(tmp_path, questions=5, together=3, max_staleness=0, dynamic_sampling=True)
+    books.published(0)
+    first = books.next_round("a", 0)
+    assert first == tuple(Ticket(0, place, 0) for place in range(3))
+    second = books.next_round("b", 0)
+    assert second == (Ticket(0, 3, 0), Ticket(0, 4, 0))
+    assert books.next_round("c", 0) is None
+    assert books.answered(round_of(*first[:2]), [(first[2], "its clip is broken")]) == 2
+    assert (
+        books.next_round("c", 0) is None
+    )  # place 2 is open, but others of its parcel may have to be replaced
+    judge_all(books, {0: (1.0, 1.0)})
+    assert books.next_round("c", 0) == (Ticket(0, 0, 1), Ticket(0, 2, 1))
+    assert books.lost("b") == 2
+    assert books.next_round("d", 0) == second  # the same, as one
+    assert books.lost("c") == 2
+    assert books.counts.taken_back == 4
+
+
+def test_of_a_round_that_was_not_judged_whole_nothing_is_taken_back(tmp_path):
+    books = make(tmp_path, questions=4, together=2, max_staleness=0)
+    books.published(0)
+    for worker in "ab":
+        assert books.answered(round_of(*books.next_round(worker, 0))) == 2
+    for _ in range(3):
+        assert books.judged(judged(books.next_to_judge("judge")))
+    again = make(tmp_path, questions=4, together=2, max_staleness=0)
+    again.published(0)
+    assert again.report()["done"] == 2
+    assert again.next_round("a", 0) == (Ticket(0, 2, 0), Ticket(0, 3, 0))
+    assert again.answered(round_of(Ticket(0, 2, 0), Ticket(0, 3, 0), text="again")) == 2
+    judge_all(again, {})
+    assert [group.answers[0].text for group in again.batch(0)] == ["x", "x", "again", "again"]
+    assert make(tmp_path, questions=4, together=2).report()["done"] == 4

@@ -78,9 +78,10 @@ def wait(condition, seconds=900):
 def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(base, tmp_path):
     from training.rl.loop import run_inline
 
-    run_inline(short(*base, tmp_path / "sync"))
+    run_inline(short(*base, tmp_path / "sync", rollout={"together": 2}))
     output = tmp_path / "async"
-    config = short(*base, output, run={"launcher": "ray"}, rollout={"workers": 2, "max_staleness": 0})
+    rollout = {"workers": 2, "max_staleness": 0, "together": 2}
+    config = short(*base, output, run={"launcher": "ray"}, rollout=rollout)
     thread, errors = in_background(config)
     wait(lambda: len(read_log(output)) >= 1 or not thread.is_alive())
     victims = processes("_Worker")[:2]

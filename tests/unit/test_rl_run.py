@@ -252,13 +252,8 @@ def test_a_group_that_takes_too_long_is_a_clear_failure(base, tmp_path, capsys):
     config = short(*base, tmp_path / "run", rollout={"deadline_s": 0.1})
     roller = make_roller(config)
     roller.version = 0
-    slow = roller._ask
-
-    def stalling(request, task):
-
-        return slow(dataclasses.replace(request, deadline_s=1e-9), task)
-
-    roller._ask = stalling
+    asked = roller._request
+    roller._request = lambda *of: dataclasses.replace(asked(*of), deadline_s=1e-9)
     with pytest.raises(RolloutError, match="DEADLINE_EXCEEDED"):
         roller.roll(Ticket(0, 0, 0))
     books = make_books(config)
@@ -266,6 +261,38 @@ def test_a_group_that_takes_too_long_is_a_clear_failure(base, tmp_path, capsys):
     assert roll_one(books, WeightStore(tmp_path), roller, "a")
     assert books.counts.failed == 1
     assert "DEADLINE_EXCEEDED" in capsys.readouterr().out
+
+
+def test_a_round_says_what_its_groups_say_alone(base, tmp_path):
+    config = short(*base, tmp_path / "run")
+    roller = make_roller(config)
+    roller.version = 0
+    tickets = [Ticket(0, place, 0) for place in range(4)]
+    alone = [roller.roll(ticket) for ticket in tickets]
+    asked = roller._request
+    late = tickets[1]
+
+    def request(ticket, task):
+        made = asked(ticket, task)
+        return dataclasses.replace(made, deadline_s=1e-9) if ticket == late else made
+
+    groups, failures = roller.roll_round(tickets)
+    assert not failures
+    for group, other in zip(groups, alone, strict=True):
+        assert group.ticket == other.ticket
+        assert group.beside == tuple((ticket.place, 0) for ticket in tickets)
+        for answer, its in zip(group.answers, other.answers, strict=True):
+            assert answer.tokens == its.tokens
+            assert answer.log_probs == pytest.approx(its.log_probs, abs=2e-5)
+    roller._request = request
+    groups, [(ticket, reason)] = roller.roll_round(tickets)
+    assert ticket == late
+    assert "DEADLINE_EXCEEDED" in reason
+    assert [group.ticket for group in groups] == [tickets[0], *tickets[2:]]
+    assert {group.beside for group in groups} == {((0, 0), (2, 0), (3, 0))}
+    assert [[a.tokens for a in g.answers] for g in groups] == [
+        [a.tokens for a in g.answers] for g in alone if g.ticket != late
+    ]
 
 
 def test_a_worker_waits_for_weights_that_are_announced_but_not_written(base, tmp_path):

@@ -13,8 +13,12 @@ with the newest weights. So no answer can be trained on that is older, nothing i
 stale, long answers are as likely as short ones to be in a batch, and at most (max_staleness + 1) batches are
 on their way: that is the bound of all queues. A batch is what its tickets say, whoever was faster or died.
 
+A worker is leased a round: all places of a parcel (``together`` neighbours) that want answers, once no place
+of it is with anybody. What is computed together differs in the last bits from what is computed alone, so who
+is in a round must not depend on who was faster either. Its answers come back at once, or not at all.
+
 Judged groups are appended to rollouts/iteration-*.jsonl until a checkpoint covers them. Books that start
-anew, with or without the rest of the run, read them back; what was only leased is leased again.
+anew, with or without the rest of the run, read them back, whole rounds alone; all else is leased again.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import collections
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +100,8 @@ class Group:
         answers: one a member of the group.
         judgements: of each answer; () before the reward worker has seen them.
         none: rejecting all options was right.
+        beside: places and attempts of all tickets that were answered in one round with it, its own included;
+            () = it was answered alone.
     """
 
     ticket: Ticket
@@ -103,6 +109,7 @@ class Group:
     answers: tuple[Sampled, ...]
     judgements: tuple[Judgement, ...] = ()
     none: bool = False
+    beside: tuple[tuple[int, int], ...] = ()
 
     @property
     def rewards(self) -> list[float]:
@@ -124,6 +131,10 @@ class _Entry:
     @property
     def done(self) -> bool:
         return self.group is not None and bool(self.group.judgements)
+
+    @property
+    def open(self) -> bool:
+        return self.group is None and not self.roll
 
 
 @dataclass
@@ -158,6 +169,7 @@ class Books:
         max_attempts: questions for one place.
         dynamic_sampling: replace groups whose rewards are all alike.
         silence_s: a worker that asks for nothing for so long hangs.
+        together: places of a parcel.
         clock: steady seconds; for tests.
 
     Raises:
@@ -173,11 +185,12 @@ class Books:
         max_attempts: int,
         dynamic_sampling: bool,
         silence_s: float,
+        together: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._journal, self._questions, self._staleness = Journal(directory), questions, max_staleness
         self._iterations, self._max_attempts, self._dynamic = iterations, max_attempts, dynamic_sampling
-        self._silence_s, self._clock = silence_s, clock
+        self._silence_s, self._together, self._clock = silence_s, together, clock
         self._entries: dict[int, list[_Entry]] = {}  # by iteration, one a place
         self._broken = ""
         self._stopped = False
@@ -189,7 +202,7 @@ class Books:
 
     # --- rollout workers ---------------------------------------------------------------------------------
 
-    def next_ticket(self, worker: str, version: int) -> Ticket | int | None:
+    def next_round(self, worker: str, version: int) -> tuple[Ticket, ...] | int | None:
         """What a rollout worker is to do.
 
         Args:
@@ -197,29 +210,40 @@ class Books:
             version: of the weights that it has; -1: none.
 
         Returns:
-            A ticket to roll; or the version to load first; or None: nothing now, ask again.
+            Tickets to roll together; or the version to load first; or None: nothing now, ask again.
         """
         self._heard[worker] = self._clock()
         if self._stopped or self.version < 0:
             return None
-        entry = self._first(lambda entry: entry.group is None and not entry.roll)
-        if entry is None:
+        entries = self._first_round()
+        if not entries:
             return None
         if version != self.version:
             return self.version
-        entry.roll = worker
-        self.counts.leased += 1
-        return entry.ticket
+        for entry in entries:
+            entry.roll = worker
+        self.counts.leased += len(entries)
+        return tuple(entry.ticket for entry in entries)
 
-    def answered(self, group: Group) -> bool:
-        """A group has its answers; False where it is not wanted any more."""
-        entry = self._find(group.ticket)
-        if entry is None or entry.group is not None:
-            self.counts.refused += 1
-            return False
-        entry.group, entry.roll = group, ""
-        self.counts.answered += 1
-        return True
+    def answered(self, groups: Sequence[Group], failures: Sequence[tuple[Ticket, str]] = ()) -> int:
+        """A round has its answers; how many of its groups are still wanted.
+
+        Args:
+            groups: of the tickets that were answered.
+            failures: the others, and why: their places get other questions.
+        """
+        wanted = 0
+        for group in groups:
+            entry = self._find(group.ticket)
+            if entry is None or entry.group is not None:
+                self.counts.refused += 1
+                continue
+            entry.group, entry.roll = group, ""
+            self.counts.answered += 1
+            wanted += 1
+        for ticket, reason in failures:
+            self.failed(ticket, reason)
+        return wanted
 
     def failed(self, ticket: Ticket, reason: str) -> None:
         """A ticket could not be answered or judged: its place gets another question.
@@ -375,17 +399,28 @@ class Books:
     def _open_iterations(self) -> range:
         return range(max(0, self.version), min(self._iterations, self.version + self._staleness + 1))
 
-    def _first(self, wanted: Callable[[_Entry], bool]) -> _Entry | None:
-        """The first entry of the open iterations that is ``wanted``: those needed soonest come first."""
+    def _open_entries(self) -> Iterator[list[_Entry]]:
+        """Of each open iteration; those needed soonest come first."""
         for iteration in self._open_iterations():
             if iteration not in self._entries:
                 self._entries[iteration] = [
                     _Entry(Ticket(iteration, place, 0)) for place in range(self._questions)
                 ]
-            for entry in self._entries[iteration]:
-                if wanted(entry):
-                    return entry
-        return None
+            yield self._entries[iteration]
+
+    def _first(self, wanted: Callable[[_Entry], bool]) -> _Entry | None:
+        return next((entry for entries in self._open_entries() for entry in entries if wanted(entry)), None)
+
+    def _first_round(self) -> list[_Entry]:
+        """What is open of the first parcel of which nothing is with a worker, rolling or judging."""
+        for entries in self._open_entries():
+            for start in range(0, self._questions, self._together):
+                parcel = entries[start : start + self._together]
+                if all(entry.open or entry.done for entry in parcel):
+                    found = [entry for entry in parcel if entry.open]
+                    if found:
+                        return found
+        return []
 
     def _find(self, ticket: Ticket) -> _Entry | None:
         entries = self._entries.get(ticket.iteration, [])
@@ -415,7 +450,9 @@ class Books:
         try:
             for iteration, lines, ended in self._journal.read():
                 entries = [_Entry(Ticket(iteration, place, 0)) for place in range(self._questions)]
-                groups = [(line, group) for line in lines if (group := _group(line)) and self._fits(group)]
+                read = [(line, group) for line in lines if (group := _group(line)) and self._fits(group)]
+                there = {(group.ticket.place, group.ticket.attempt) for _, group in read}
+                groups = [(line, group) for line, group in read if there.issuperset(group.beside)]
                 for _, group in groups:
                     entry = entries[group.ticket.place]
                     entry.ticket, entry.group = group.ticket, group
@@ -461,6 +498,7 @@ def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
         "max_attempts": config.grpo.max_attempts,
         "dynamic_sampling": config.grpo.dynamic_sampling,
         "silence_s": config.rollout.silence_s,
+        "together": config.rollout.together,
     }
 
 
@@ -479,6 +517,8 @@ def _group(line: str) -> Group | None:
             for answer in value.pop("answers")
         )
         judgements = tuple(Judgement(**judgement) for judgement in value.pop("judgements"))
-        return Group(Ticket(**value.pop("ticket")), answers=answers, judgements=judgements, **value)
+        beside = tuple((int(place), int(attempt)) for place, attempt in value.pop("beside"))
+        ticket = Ticket(**value.pop("ticket"))
+        return Group(ticket, answers=answers, judgements=judgements, beside=beside, **value)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

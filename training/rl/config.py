@@ -132,10 +132,14 @@ class RolloutConfig:
         gpus: of a worker; may be a fraction.
         dtype: of the engine's weights: "auto" is float32 on a CPU, bfloat16 on CUDA.
         max_tokens: bound on an answer, reasoning included.
+        together: questions of a batch whose groups a worker writes in step: small models are mostly waiting
+            for operations to start, and more answers cost them little. Hybrid models write one after the
+            other all the same. Runs that were interrupted and had questions that failed may differ in the
+            last bits.
         max_staleness: a batch is trained on answers of weights at most so many versions old. 0: synchronous.
-        deadline_s: longest time for a group of answers; then its question has failed and is replaced. A
-            worker that says nothing for twice as long, at least 30 s, hangs: it is ended, and another one
-            gets its question.
+        deadline_s: longest time for the answers of a round; then its questions have failed and others are
+            asked. A worker that says nothing for twice as long, at least 30 s, hangs: it is ended, and
+            another one gets its questions.
         reward_workers: processes that judge answers.
     """
 
@@ -143,6 +147,7 @@ class RolloutConfig:
     gpus: float = setting(0.0, low=0, high=64)
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))
     max_tokens: int = setting(6144, low=2, high=8192)
+    together: int = setting(1, low=1, high=256)
     max_staleness: int = setting(1, low=0, high=4)
     deadline_s: float = setting(600.0, low=0.1, high=86400)
     reward_workers: int = setting(1, low=1, high=1024)

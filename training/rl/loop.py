@@ -7,7 +7,7 @@
       └───────┼──────────────────────────────────────────────────────────────────┼────────────┘
               │ version                                                          │ batch, in the order
       weights/ (files, newest two) <──publish── trainer: loss, step, checkpoint <─┘ of its places
-              └──load──> rollout loop, between two groups; each token carries the version it came from
+              └──load──> rollout loop, between two rounds; each token carries the version it came from
 
 Queues are bounded by the tickets on their way: (max_staleness + 1) batches. Nothing is dropped for being
 stale, since too early a ticket is not given out. With max_staleness 0 every answer comes from the weights
@@ -17,7 +17,7 @@ that are trained next: the synchronous algorithm, bit for bit, however many work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +25,7 @@ from cosmos_reason_node.models.checkpoint import digest
 from cosmos_reason_node.models.spec import read_model_spec
 from training.sft.lock import only_run
 
-from .books import Books, Group, RolloutError, Ticket, arguments
+from .books import Books, Group, Ticket, arguments
 from .config import RlConfig
 from .patience import Patience
 from .rewards import judge
@@ -39,11 +39,11 @@ if TYPE_CHECKING:  # importing torch takes seconds, and a reward worker needs no
 class WorkerBooks(Protocol):
     """The books' side that faces workers."""
 
-    def next_ticket(self, worker: str, version: int) -> Ticket | int | None:
+    def next_round(self, worker: str, version: int) -> tuple[Ticket, ...] | int | None:
         """See Books."""
         ...
 
-    def answered(self, group: Group) -> bool:
+    def answered(self, groups: Sequence[Group], failures: Sequence[tuple[Ticket, str]]) -> int:
         """See Books."""
         ...
 
@@ -70,19 +70,14 @@ class WorkerBooks(Protocol):
 
 def roll_one(books: WorkerBooks, store: WeightStore, roller: Roller, name: str) -> bool:
     """One piece of a rollout worker's work; False where there is none."""
-    order = books.next_ticket(name, roller.version)
+    order = books.next_round(name, roller.version)
     if order is None:
         return False
     if isinstance(order, int):
         before = roller.version
         roller.load(store)
         return roller.version != before
-    try:
-        group = roller.roll(order)
-    except RolloutError as error:
-        books.failed(order, str(error))
-    else:
-        books.answered(group)
+    books.answered(*roller.roll_round(order))
     return True
 
 

@@ -75,7 +75,7 @@ class EngineEstimate:
 
     Attributes:
         weights: in the engine's type.
-        cache: keys and values of a prompt and of the answers of a group.
+        cache: keys and values of the prompts and of the answers of a round.
         activations: of reading the largest prompt.
     """
 
@@ -154,7 +154,9 @@ def estimate_engine(
 ) -> EngineEstimate:
     """What an engine holds while it answers the longest question; arguments as above."""
     text, vision, each = _text(architecture), architecture["vision_config"], rollout_dtype(config).itemsize
-    group, heads = config.grpo.group_size, text["num_attention_heads"]
+    heads = text["num_attention_heads"]
+    together = 1 if "layers_block_type" in text else min(config.rollout.together, config.questions)
+    group = config.grpo.group_size * together
     wide, states = text["hidden_size"], 0
     if "layers_block_type" in text:  # a hybrid: few layers have keys, the others a state an answer
         kinds = text["layers_block_type"]
@@ -175,7 +177,9 @@ def estimate_engine(
     writing += group * 4 * 6 * text["vocab_size"]
     return EngineEstimate(
         weights=count.total * each,
-        cache=keys * each * (prefix + group * region) + states * (_MARKS + group),
+        # Prefixes of a round are copied beside one another.
+        cache=keys * each * (prefix * (1 if together == 1 else 2 * together) + group * region)
+        + states * (_MARKS + group),
         activations=max(prefix * layer, seeing, starting, writing),
     )
 
@@ -263,7 +267,7 @@ def _checked(
 
 
 _ENGINE_ADVICE = (
-    "lower rollout.max_tokens or grpo.group_size",
+    "lower rollout.max_tokens, rollout.together or grpo.group_size",
     "give each worker more of a GPU (rollout.gpus)",
     "start fewer workers (rollout.workers)",
 )

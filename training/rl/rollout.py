@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to a ticket's question, by the node's own engine.
+"""Answers to tickets' questions, by the node's own engine.
 
-Video, system text and question are read once a group, whose answers are branches of one request. They are
-written without the grammar, so that a broken format is seen, at temperature 1 and top_p 1.
+Video, system text and question are read once a group, whose answers are branches of one request; the groups
+of a round are written in step. They are written without the grammar, so that a broken format is seen, at
+temperature 1 and top_p 1.
 """
 
 from __future__ import annotations
@@ -52,18 +53,48 @@ class Roller:
         Raises:
             RolloutError: the media cannot be read, the engine refuses, or the deadline has passed.
         """
-        task = self.sampler.draw(ticket)
-        try:
-            windows = task.windows(self.sampler.window)
-        except MediaError as error:
-            raise RolloutError(f"{task.name}: {error.message}") from error
-        rollout = self._config.rollout
+        groups, failures = self.roll_round((ticket,))
+        if failures:
+            raise RolloutError(failures[0][1])
+        return groups[0]
+
+    def roll_round(self, tickets: Sequence[Ticket]) -> tuple[list[Group], list[tuple[Ticket, str]]]:
+        """Groups of the tickets that could be answered, and the others with why not, as ``roll`` has it."""
+        asked: list[tuple[Ticket, Task, Request]] = []
+        failures: list[tuple[Ticket, str]] = []
+        for ticket in tickets:
+            task = self.sampler.draw(ticket)
+            try:
+                asked.append((ticket, task, self._request(ticket, task)))
+            except MediaError as error:
+                failures.append((ticket, f"{task.name}: {error.message}"))
+        beside = tuple((ticket.place, ticket.attempt) for ticket, _, _ in asked) if len(asked) > 1 else ()
+        got: list[dict[int, Answer]] = [{} for _ in asked]
+        failed: dict[int, str] = {}
+        for place, event in self._engine.answer_together([request for _, _, request in asked]):
+            if isinstance(event, Failed):
+                failed.setdefault(place, f"{event.error_code.name}: {event.error_msg}")
+            elif isinstance(event, Done):
+                got[place][event.branch] = event.answer
+        groups = []
+        for place, (ticket, task, request) in enumerate(asked):
+            if place in failed:
+                failures.append((ticket, f"{task.name}: {failed[place]}"))
+                continue
+            answers = [self._sampled(got[place][branch]) for branch in range(len(request.queries))]
+            groups.append(Group(ticket, task.source, tuple(answers), none=task.none, beside=beside))
+        if failed:  # those that failed are no part of what has to come back whole
+            kept = tuple((group.ticket.place, group.ticket.attempt) for group in groups)
+            groups = [dataclasses.replace(group, beside=kept if beside else ()) for group in groups]
+        return groups, failures
+
+    def _request(self, ticket: Ticket, task: Task) -> Request:
+        rollout, size = self._config.rollout, self._config.grpo.group_size
         answer_tokens = min(_ANSWER_TOKENS, rollout.max_tokens - 1)
         query = dataclasses.replace(task.query, think_tokens=rollout.max_tokens - answer_tokens)
-        size = self._config.grpo.group_size
-        request = Request(
+        return Request(
             str(ticket),
-            windows,
+            task.windows(self.sampler.window),
             (query,) * size,
             max_answer_tokens=answer_tokens,
             sampling=Sampling(temperature=1.0, top_p=1.0),
@@ -71,17 +102,6 @@ class Roller:
             free=True,
             branch_seeds=branch_seeds(self._config.run.seed, ticket, size),
         )
-        answers = [self._sampled(answer) for answer in self._ask(request, task)]
-        return Group(ticket, task.source, tuple(answers), none=task.none)
-
-    def _ask(self, request: Request, task: Task) -> Sequence[Answer]:
-        got: dict[int, Answer] = {}
-        for event in self._engine.answer(request):
-            if isinstance(event, Failed):
-                raise RolloutError(f"{task.name}: {event.error_code.name}: {event.error_msg}")
-            if isinstance(event, Done):
-                got[event.branch] = event.answer
-        return [got[branch] for branch in range(len(request.queries))]
 
     def _sampled(self, answer: Answer) -> Sampled:
         return Sampled(
