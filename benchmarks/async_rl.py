@@ -46,8 +46,8 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.types import Query, QueryKind, Window
 from cosmos_reason_node.vision.patchify import patchify
 from training.rl import toy
-from training.rl.books import Ticket
 from training.rl.config import GrpoConfig, RlConfig
+from training.rl.groups import Ticket
 from training.rl.loop import make_roller, run_inline
 from training.rl.policy import GrpoLoss, Policy, RlBatch, RowPacker
 from training.rl.publish import weight_store

@@ -17,8 +17,8 @@ from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Provenance, QuestionKind, Sample, Video
 from training.eval.benchmarks import data_set
-from training.rl.books import Ticket
 from training.rl.config import DataConfig as RlDataConfig
+from training.rl.groups import Ticket
 from training.rl.tasks import TaskSampler
 from training.sft.batches import RowLoader
 from training.sft.config import DataConfig, SourceConfig

@@ -4,8 +4,8 @@
 import numpy as np
 
 from training.rl import toy
-from training.rl.books import Ticket
 from training.rl.config import RlConfig
+from training.rl.groups import Ticket
 from training.rl.loop import make_roller
 from training.rl.rewards import judge
 from training.sft.report import read_log

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from training.rl.books import Books, BooksError, Group, Judgement, Sampled, Ticket
+from training.rl.books import Books, BooksError
+from training.rl.groups import Group, Judgement, Sampled, Ticket
 from training.rl.patience import Patience
 
 
@@ -414,3 +415,14 @@ def test_of_a_round_that_was_not_judged_whole_nothing_is_taken_back(tmp_path):
     judge_all(again, {})
     assert [group.answers[0].text for group in again.batch(0)] == ["x", "x", "again", "again"]
     assert make(tmp_path, questions=4, together=2).report()["done"] == 4
+
+
+def test_a_journal_from_before_rounds_is_taken_back(tmp_path):
+    books = make(tmp_path)
+    books.published(0)
+    finish(books, next_ticket(books, "a", 0))
+    (journal,) = tmp_path.glob("iteration-*.jsonl")
+    written = journal.read_text()
+    journal.write_text(written.replace(',"beside":[]', ""))
+    assert journal.read_text() != written
+    assert make(tmp_path).report()["done"] == 1

@@ -13,8 +13,8 @@ from cosmos_reason_node.models.spec import read_json
 from tests.unit.sft_files import make_data, make_model
 from tests.unit.test_sft_memory import SEVEN_BILLION, peak_of
 from training.rl import memory
-from training.rl.books import Group, Judgement, Sampled, Ticket
 from training.rl.config import ConfigError, load_config, make_config
+from training.rl.groups import Group, Judgement, Sampled, Ticket
 from training.rl.loop import make_roller, make_sampler, run_inline
 from training.rl.policy import RowPacker
 from training.rl.run import prepare

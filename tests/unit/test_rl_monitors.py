@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cosmos_reason_node.types import Query, QueryKind
-from training.rl.books import Group, Judgement, Sampled, Ticket
 from training.rl.config import make_config
+from training.rl.groups import Group, Judgement, Sampled, Ticket
 from training.rl.monitors import Monitor, flat, warnings
 from training.rl.page import page
 from training.rl.simulate import Cluster, Phases, asynchronous, compare, main, synchronous

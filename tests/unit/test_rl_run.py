@@ -17,8 +17,9 @@ from tests.unit.rl_files import close, make_base, rolled, short, story
 from tests.unit.sft_files import forked, wait_for
 from training.rl import toy
 from training.rl.actors import run_ray
-from training.rl.books import BooksError, RolloutError, Ticket
+from training.rl.books import BooksError, RolloutError
 from training.rl.config import ConfigError
+from training.rl.groups import Ticket
 from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_inline
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store

@@ -14,7 +14,7 @@ from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import QuestionKind
 from training.rl import toy
-from training.rl.books import Ticket
+from training.rl.groups import Ticket
 from training.rl.rewards import NONE_OPTION
 from training.rl.tasks import TaskSampler, with_none
 

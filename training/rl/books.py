@@ -34,6 +34,7 @@ from typing import Any
 
 from .advantages import zero_variance
 from .config import RlConfig
+from .groups import Group, Ticket, read_group
 from .journal import Journal
 
 _DEADLY = 3  # workers that may die over a question
@@ -45,76 +46,6 @@ class BooksError(Exception):
 
 class RolloutError(Exception):
     """A ticket cannot be answered; the message says why."""
-
-
-@dataclass(frozen=True, order=True)
-class Ticket:
-    """One question to be answered by a group.
-
-    Attributes:
-        iteration: that trains on it.
-        place: in the iteration's batch.
-        attempt: 0, or how many questions in this place were replaced before.
-    """
-
-    iteration: int
-    place: int
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One answer.
-
-    Attributes:
-        text: as written, format errors included.
-        tokens: ids; the last is <|im_end|> unless the answer was ``cut`` by its budget.
-        log_probs: of each token when it was sampled.
-        versions: of the weights that each token was sampled with.
-        cut: it did not end within its budget.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    versions: tuple[int, ...]
-    cut: bool
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Rewards of one answer: ``format`` and ``accuracy`` in [0, 1], ``reward`` their weighted sum."""
-
-    format: float
-    accuracy: float
-    reward: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """All answers to one ticket's question.
-
-    Attributes:
-        ticket: which.
-        source: data set of the question.
-        answers: one a member of the group.
-        judgements: of each answer; () before the reward worker has seen them.
-        none: rejecting all options was right.
-        beside: places and attempts of all tickets that were answered in one round with it, its own included;
-            () = it was answered alone.
-    """
-
-    ticket: Ticket
-    source: str
-    answers: tuple[Sampled, ...]
-    judgements: tuple[Judgement, ...] = ()
-    none: bool = False
-    beside: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def rewards(self) -> list[float]:
-        """One an answer."""
-        return [judgement.reward for judgement in self.judgements]
 
 
 @dataclass
@@ -450,7 +381,7 @@ class Books:
         try:
             for iteration, lines, ended in self._journal.read():
                 entries = [_Entry(Ticket(iteration, place, 0)) for place in range(self._questions)]
-                read = [(line, group) for line in lines if (group := _group(line)) and self._fits(group)]
+                read = [(line, group) for line in lines if (group := read_group(line)) and self._fits(group)]
                 there = {(group.ticket.place, group.ticket.attempt) for _, group in read}
                 groups = [(line, group) for line, group in read if there.issuperset(group.beside)]
                 for _, group in groups:
@@ -500,25 +431,3 @@ def arguments(config: RlConfig, questions: str) -> dict[str, Any]:
         "silence_s": config.rollout.silence_s,
         "together": config.rollout.together,
     }
-
-
-def _group(line: str) -> Group | None:
-    """A line of the journal; None where it is not whole."""
-    try:
-        value = json.loads(line)
-        answers = tuple(
-            Sampled(
-                answer["text"],
-                tuple(answer["tokens"]),
-                tuple(answer["log_probs"]),
-                tuple(answer["versions"]),
-                answer["cut"],
-            )
-            for answer in value.pop("answers")
-        )
-        judgements = tuple(Judgement(**judgement) for judgement in value.pop("judgements"))
-        beside = tuple((int(place), int(attempt)) for place, attempt in value.pop("beside"))
-        ticket = Ticket(**value.pop("ticket"))
-        return Group(ticket, answers=answers, judgements=judgements, beside=beside, **value)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None

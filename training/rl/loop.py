@@ -25,8 +25,9 @@ from cosmos_reason_node.models.checkpoint import digest
 from cosmos_reason_node.models.spec import read_model_spec
 from training.sft.lock import only_run
 
-from .books import Books, Group, Ticket, arguments
+from .books import Books, arguments
 from .config import RlConfig
+from .groups import Group, Ticket
 from .patience import Patience
 from .rewards import judge
 from .tasks import TaskSampler

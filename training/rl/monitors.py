@@ -23,9 +23,9 @@ from cosmos_reason_node.prompt import letter
 from training.sft.report import RunLog, read_log
 
 from .advantages import zero_variance
-from .books import Group
 from .config import RlConfig
 from .events import Events
+from .groups import Group
 from .rewards import read
 from .tasks import Task
 

@@ -27,8 +27,8 @@ from training.data.media import WindowSpec
 from training.sft.rows import Branch, RowBatch, answer_states, computing, features_of, pack_rows
 
 from .advantages import group_advantages
-from .books import Group, Sampled
 from .config import GrpoConfig, RlConfig
+from .groups import Group, Sampled
 from .loss import LossSettings, token_losses
 from .tasks import Task
 

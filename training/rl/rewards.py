@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cosmos_reason_node import decision
 from cosmos_reason_node.types import Query, QueryKind
 
-from .books import Group, Judgement
+from .groups import Group, Judgement
 
 if TYPE_CHECKING:
     from .config import RlConfig

@@ -20,8 +20,9 @@ from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.types import Answer
 from training.data.media import MediaError
 
-from .books import Group, RolloutError, Sampled, Ticket
+from .books import RolloutError
 from .config import RlConfig
+from .groups import Group, Sampled, Ticket
 from .publish import WeightStore
 from .tasks import Task, TaskSampler
 

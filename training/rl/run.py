@@ -20,8 +20,8 @@ from training.sft.export import export
 from training.sft.loop import Job, TrainingError, train
 from training.sft.parallel import Context, gather_model, join, shard
 
-from .books import Group
 from .config import RlConfig
+from .groups import Group
 from .monitors import Monitor
 from .patience import Patience
 from .policy import GrpoLoss, Policy, RowPacker

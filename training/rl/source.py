@@ -21,8 +21,8 @@ from training.data.media import MediaError
 from training.sft.data import plan
 from training.sft.loop import TrainingError
 
-from .books import Group
 from .config import RlConfig
+from .groups import Group
 from .policy import AnswerRow, GrpoLoss, RlBatch, RowPacker
 from .tasks import TaskSampler
 

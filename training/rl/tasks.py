@@ -25,8 +25,8 @@ from training.data.readers import DataSet, open_data_set
 from training.data.schema import Sample
 from training.sft.data import chosen
 
-from .books import Ticket
 from .config import DataConfig
+from .groups import Ticket
 from .rewards import NONE_OPTION, check_truth
 
 _DRAW = 0x544B  # keeps these random numbers apart from others of the same ticket
