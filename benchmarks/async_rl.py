@@ -11,9 +11,12 @@
 - ``roles``: a run of processes: share of time that each role waited, cost of publishing weights, and how long
   after the kill of each role the next iteration is complete.
 - ``simulation``: phase times measured here, and what training.rl.simulate makes of them, beside the iteration
-  times of real runs, synchronous and asynchronous.
+  times of real runs, synchronous and asynchronous. Their learning rate is next to nothing, or the lengths of
+  answers would not stay what they were when measured.
 - ``gpu``: with CUDA, synchronous against asynchronous on one card: same questions, iterations and seeds. On
   CPU cores the two share what they run on, so nothing is said about their speed there.
+
+Answers in runs have lengths with a long tail (``toy.THOUGHTS``).
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ from .machine import command_line, describe_machine
 
 GROUP, TOKENS, TOGETHER = 9, 48, 8
 QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=TOKENS // 2)
-ACTORS = {"rollout": "_Worker", "trainer": "_Trainer", "books": "_BooksActor"}
+ACTORS = {"rollout": "_Rollout", "reward": "_Reward", "trainer": "_Trainer", "books": "_BooksActor"}
+QUESTIONS = 6  # of an iteration of the runs
+_BATCHES = 4  # of those, to measure phases on
 
 
 def rollout_engine(model_dir: Path, turns: int) -> dict[str, Any]:
@@ -271,12 +276,13 @@ def simulation(base: Path, data: Path, root: Path, iterations: int) -> dict[str,
     """Measured phases, predictions from them, and what happened."""
     from training.rl.actors import run_ray
 
+    still = {"peak_rate": 1e-7, "final_rate": 1e-7}
     phases = measure_phases(_config(base, data, root / "phases", iterations, "inline", 0))
-    shape = {"questions": 6, "group_size": GROUP, "slots": 1, "train_efficiency": 1.0}
+    shape = {"questions": QUESTIONS, "group_size": GROUP, "slots": 1, "train_efficiency": 1.0}
     started = time.monotonic()
-    run_inline(_config(base, data, root / "sync", iterations, "inline", 0))
+    run_inline(_config(base, data, root / "sync", iterations, "inline", 0, optimizer=still))
     sync = _steady(root / "sync")
-    run_ray(_config(base, data, root / "async", iterations, "ray", 1))
+    run_ray(_config(base, data, root / "async", iterations, "ray", 1, optimizer=still))
     real = _steady(root / "async")
     predicted = synchronous(phases, Cluster(1, **shape))  # type: ignore[arg-type]
     overlapped = asynchronous(phases, Cluster(2, train_share=0.5, max_staleness=1, **shape))  # type: ignore[arg-type]
@@ -304,19 +310,22 @@ def measure_phases(config: RlConfig) -> Phases:
     """Times of a group's parts and of training on it, in this process."""
     roller = make_roller(config)
     roller.version = 0
-    tickets = [Ticket(0, place, 0) for place in range(6)]
-    groups, rolled = [], []
-    for ticket in tickets:
-        started = time.perf_counter()
-        group = roller.roll(ticket)
-        rolled.append((time.perf_counter() - started, max(len(a.tokens) for a in group.answers)))
-        groups.append(judge(group, roller.sampler.draw(ticket), config))
+    batches, rolled = [], []
+    for number in range(_BATCHES):
+        groups = []
+        for place in range(QUESTIONS):
+            ticket = Ticket(number, place, 0)
+            started = time.perf_counter()
+            group = roller.roll(ticket)
+            rolled.append((time.perf_counter() - started, [len(answer.tokens) for answer in group.answers]))
+            groups.append(judge(group, roller.sampler.draw(ticket), config))
+        batches.append(groups)
     model = load(config.model.path, device=config.run.device, dtype="float32")
     packer = RowPacker(model, config, roller.sampler.window)
     policy, reference = (Policy(m, torch.float32, frozen_vision=False) for m in (model, roller._model))
     objective = GrpoLoss(policy, reference, config.grpo)
     times = []
-    for _ in range(3):
+    for groups in [batches[0], *batches]:  # the first pass warms up
         started = time.perf_counter()
         batch = packer.batch([row for g in groups for row in packer.rows(g, roller.sampler.draw(g.ticket))])
         objective(batch)[0].backward()
@@ -327,16 +336,17 @@ def measure_phases(config: RlConfig) -> Phases:
     published = time.perf_counter()
     roller.load(store)
     loaded = time.perf_counter()
-    length = statistics.median(tokens for _, tokens in rolled)
-    seconds = statistics.median(seconds for seconds, _ in rolled)
+    # A group is written until its longest answer ends.
+    token_s, prompt_s = np.polyfit([max(lengths) for _, lengths in rolled], [s for s, _ in rolled], 1)
+    lengths = [length for _, group in rolled for length in group]
     return Phases(
-        prompt_s=seconds / (length + 1),  # as long as a token's step in a model this small
-        token_s=seconds / (length + 1),
-        train_s=statistics.median(times) / sum(len(group.answers) for group in groups),
+        prompt_s=max(0.0, float(prompt_s)),
+        token_s=float(token_s),
+        train_s=statistics.mean(times[1:]) / QUESTIONS / config.grpo.group_size,
         load_s=loaded - published,
         publish_s=published - started,
-        median_tokens=length,
-        sigma=0.0,
+        median_tokens=statistics.median(lengths),
+        sigma=float(np.log(lengths).std()),
         max_tokens=config.rollout.max_tokens,
     )
 
@@ -364,6 +374,7 @@ def _config(
     *,
     cuda: bool = False,
     save_every: int = 1000,
+    optimizer: dict[str, float] | None = None,
 ) -> RlConfig:
     device = {"device": "cuda", "gpus": 0.5} if cuda else {"device": "cpu"}
     return toy.settings(
@@ -371,9 +382,14 @@ def _config(
         data,
         output,
         0,
-        optimizer={"steps": steps, "batch": 6, "warm_up": 0},
+        optimizer={"steps": steps, "batch": QUESTIONS, "warm_up": 0, **(optimizer or {})},
         run={"launcher": launcher, "save_every": save_every, **device},
-        rollout={"max_staleness": staleness, "workers": 1, "gpus": 0.5 if cuda else 0.0},
+        rollout={
+            "max_staleness": staleness,
+            "max_tokens": toy.MAX_THOUGHT + toy.MAX_TOKENS,
+            "workers": 1,
+            "gpus": 0.5 if cuda else 0.0,
+        },
     )
 
 
@@ -382,8 +398,8 @@ def _reached(log: Path, iterations: int, thread: threading.Thread) -> bool:
 
 
 def _steady(output: Path) -> float:
-    """Seconds of a median iteration, the first two and those of a recovery aside."""
-    return statistics.median(entry["seconds"] for entry in read_log(output / "monitor")[2:])
+    """Seconds of an iteration on average, the first two aside."""
+    return statistics.mean(entry["seconds"] for entry in read_log(output / "monitor")[2:])
 
 
 def _newest(weights: Path) -> list[Path]:
@@ -422,7 +438,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="async_rl_") as name:
         root = Path(name)
         data = toy.write_data(root / "data", 64, 1)
-        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=60)
+        base = toy.warm_up(toy.write_model(root / "base", 0), data, 0, steps=120, thoughts=True)
         report: dict[str, Any] = {
             "command": command_line(),
             "machine": machine,

@@ -22,7 +22,7 @@ from training.sft.report import read_log
 
 ray = pytest.importorskip("ray", reason="only run.launcher: ray needs it: requirements/train.txt")
 
-ROLES = {"rollout": "_Worker", "reward": "_Worker", "trainer": "_Trainer", "books": "_BooksActor"}
+ROLES = {"rollout": "_Rollout", "reward": "_Reward", "trainer": "_Trainer", "books": "_BooksActor"}
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,13 @@ def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(ba
     config = short(*base, output, run={"launcher": "ray"}, rollout=rollout)
     thread, errors = in_background(config)
     wait(lambda: len(read_log(output)) >= 1 or not thread.is_alive())
-    victims = processes("_Worker")[:2]
+    victims = processes("_Rollout") + processes("_Reward")
     for victim in victims:
         victim.kill()
     thread.join(timeout=900)
     assert not thread.is_alive()
     assert not errors
-    assert len(victims) == 2
+    assert len(victims) == 3
     assert story(output) == story(tmp_path / "sync")
 
 
@@ -107,7 +107,7 @@ def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path
     order = list(ROLES.values())
     rng.shuffle(order)
     killed = []
-    for number, name in enumerate(dict.fromkeys(order)):
+    for number, name in enumerate(order):
         wait(lambda number=number: len(read_log(output / "monitor")) > number or not thread.is_alive())
         time.sleep(rng.uniform(0, 0.3))
         for process in processes(name):
@@ -148,12 +148,12 @@ def test_a_worker_joins_late(base, tmp_path):
     wait(full.exists)
     thread, errors = in_background(config)
     wait(lambda: len(read_log(output)) >= 2 or not thread.is_alive())
-    early = {process.pid for process in processes("_Worker")}
+    early = {process.pid for process in processes("_Rollout")}
     trainers = processes("_Trainer")
     for trainer in trainers:
         trainer.suspend()  # or the run might end before there is room
     full.unlink()
-    wait(lambda: not early.issuperset(process.pid for process in processes("_Worker")))
+    wait(lambda: not early.issuperset(process.pid for process in processes("_Rollout")))
     for trainer in trainers:
         trainer.resume()
     thread.join(timeout=900)
@@ -176,7 +176,7 @@ def test_workers_that_hang_are_ended_and_the_run_goes_on(base, tmp_path, capsys)
     )
     thread, errors = in_background(config)
     wait(lambda: len(read_log(output)) >= 1 or not thread.is_alive())
-    stopped = processes("_Worker")
+    stopped = processes("_Rollout") + processes("_Reward")
     for process in stopped:
         process.suspend()
     try:

@@ -303,7 +303,7 @@ class _Keeper:
         options: dict[str, Any] = {"num_cpus": _CPUS[role]}
         if role == "rollout" and self._config.rollout.gpus:
             options["num_gpus"] = self._config.rollout.gpus
-        actor: Any = ray.remote(_Worker).options(**options).remote(role, self._config, self._books, name)
+        actor: Any = ray.remote(_WORKERS[role]).options(**options).remote(self._config, self._books, name)
         self._running[key] = (actor, actor.run.remote(), name, time.monotonic())
 
     def _bury(self) -> None:
@@ -337,24 +337,37 @@ class _Keeper:
                 ray.kill(actor)
 
 
-class _Worker:
-    """A rollout or reward worker."""
+class _Rollout:
+    """A rollout worker."""
 
-    def __init__(self, role: str, config: RlConfig, books: RemoteBooks, name: str) -> None:
-        self._role, self._config, self._books, self._name = role, config, books, name
+    def __init__(self, config: RlConfig, books: RemoteBooks, name: str) -> None:
+        self._config, self._books, self._name = config, books, name
 
     def run(self) -> None:
         """Its loop."""
-        from .loop import reward_loop, rollout_loop
-
-        if self._role == "reward":
-            reward_loop(self._books, self._config, self._name)
-            return
         import torch
+
+        from .loop import rollout_loop
 
         if self._config.run.threads and not _wants_gpu(self._config):
             torch.set_num_threads(self._config.run.threads)
         rollout_loop(self._books, self._config, self._name)
+
+
+class _Reward:
+    """A reward worker."""
+
+    def __init__(self, config: RlConfig, books: RemoteBooks, name: str) -> None:
+        self._config, self._books, self._name = config, books, name
+
+    def run(self) -> None:
+        """Its loop."""
+        from .loop import reward_loop
+
+        reward_loop(self._books, self._config, self._name)
+
+
+_WORKERS: dict[str, Any] = {"rollout": _Rollout, "reward": _Reward}
 
 
 def _reason(run: Any) -> str:

@@ -41,6 +41,10 @@ from .config import RlConfig, make_config
 
 SIDE, FRAMES, PERIOD_NS = 56, 2, 250_000_000
 MAX_TOKENS = 8  # of an answer; the right ones have 5
+MAX_THOUGHT = 192  # tokens
+# Lengths with a long tail, for benchmarks: a letter, how often it is written on average, share of answers. A
+# model this small learns a constant chance to end for each letter, so it samples the same mixture.
+THOUGHTS = (("x", 6, 0.5), ("y", 20, 0.35), ("z", 60, 0.15))
 QUESTION = "What happens to the light?"
 OPTIONS = ("it gets brighter", "it gets darker")
 CONTROL = (
@@ -161,8 +165,16 @@ def write_data(
     return directory
 
 
-def warm_up(directory: Path, data: Path, seed: int, steps: int = 80) -> Path:
-    """Fine-tune on videos with random answers: teaches the format, and nothing about the light."""
+def warm_up(directory: Path, data: Path, seed: int, steps: int = 80, *, thoughts: bool = False) -> Path:
+    """Fine-tune on videos with random answers: teaches the format, and nothing about the light.
+
+    Args:
+        directory: the checkpoint, which is replaced.
+        data: whose videos.
+        seed: of everything random.
+        steps: of 12 questions.
+        thoughts: also to think before, for lengths with a long tail (``THOUGHTS``).
+    """
     model = _trainable(directory)
     rng = np.random.default_rng(seed)
     opened = open_data_set(data)
@@ -175,7 +187,8 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 80) -> Path:
         for index in rng.integers(len(opened.samples), size=12):
             sample = opened.samples[index].reordered(rng.permutation(2).tolist())
             said = OPTIONS[int(rng.integers(2))]
-            branches.append([encode_answer(model.tokenizer, sample.to_query(), "", said, 1.0)])
+            thought = _thought(rng) if thoughts else ""
+            branches.append([encode_answer(model.tokenizer, sample.to_query(), thought, said, 1.0)])
             pixels = load_window(opened.root, sample.media[0], window).pixels()
             patches.append(patchify(pixels, model.spec.patches)[0])
         batch = pack_rows(branches, [[grid]] * len(branches), patches, model.tokenizer, model.spec)
@@ -187,6 +200,12 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 80) -> Path:
         optimizer.step()
     model.network.save_pretrained(directory)
     return directory
+
+
+def _thought(rng: np.random.Generator) -> str:
+    """One letter again and again; which, tells when it is likely to end."""
+    letter, mean, _ = THOUGHTS[rng.choice(len(THOUGHTS), p=[share for _, _, share in THOUGHTS])]
+    return letter * int(min(rng.geometric(1 / mean), MAX_THOUGHT))
 
 
 def settings(model: Path, data: Path, output: Path, seed: int, /, **sections: dict[str, Any]) -> RlConfig:
