@@ -5,7 +5,7 @@
 
 - ``rollout_engine``: answers a second of the rollout engine against Hugging Face ``generate``, same weights,
   windows, group size and bound on tokens, in turns. The engine reads video and question once a group. Both
-  answer one question at a time, and eight in one pass (``rollout.together``).
+  answer one question at a time, and sixteen in one pass (``rollout.together``).
 - ``training_step``: forward and backward of a group on the same weights, with one copy of the question and
   one pass of a frozen tower, against a copy an answer and a pass for policy and reference each.
 - ``roles``: a run of processes: share of time that each role waited, cost of publishing weights, and how long
@@ -61,7 +61,7 @@ from training.sft.rows import Branch, pack_rows
 
 from .machine import command_line, describe_machine
 
-GROUP, TOKENS, TOGETHER = 9, 48, 8
+GROUP, TOKENS, TOGETHER = 9, 48, 16
 QUERY = Query(QueryKind.COMPLETION, task="open the drawer", think_tokens=TOKENS // 2)
 ACTORS = {"rollout": "_Rollout", "reward": "_Reward", "trainer": "_Trainer", "books": "_BooksActor"}
 QUESTIONS = 6  # of an iteration of the runs
