@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.reader_files import problems, write
-from training.data.problems import DataError
-from training.data.readers import open_data_set
+from training.data.problems import DataError, Report
+from training.data.readers import READERS, open_data_set, open_data_sets
+from training.data.schema import Sample
 
 
 class TestLlava:
@@ -118,10 +120,30 @@ def test_folders_without_a_data_set(tmp_path: Path):
         open_data_set(tmp_path)
 
 
+def test_a_folder_of_several_sources_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("one", "two"):
+        said = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": name}]
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.json", [{"conversations": said}])
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    read: list[str] = []
+    reader = READERS["llava"]
+
+    def counted(root: Path, report: Report) -> Iterator[Sample]:
+        read.append(root.name)
+        return reader(root, report)
+
+    monkeypatch.setitem(READERS, "llava", counted)
+    sets = open_data_sets([(one, ""), (two, "llava"), (one, "")])
+    assert [data.samples[0].answer for data in sets] == ["one", "two", "one"]
+    assert read == ["one", "two"]
+
+
 def test_libraries_of_single_layouts_are_not_needed_by_others(tmp_path: Path):
     write(tmp_path / "x.json", [TestLlava().row("?", "x")])
     script = f"""
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 sys.modules |= dict.fromkeys(["av", "pyarrow", "rosbags", "mcap", "rclpy", "mujoco"])
 from training.data import media

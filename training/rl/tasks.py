@@ -21,7 +21,7 @@ from cosmos_reason_node.prompt import letter
 from cosmos_reason_node.types import Query, Window
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Problem
-from training.data.readers import DataSet, open_data_set
+from training.data.readers import DataSet, open_data_sets
 from training.data.schema import Sample
 from training.sft.data import chosen
 
@@ -91,8 +91,8 @@ class TaskSampler:
         self._config, self._seed = config, seed
         self.window = WindowSpec.of(spec)
         self._sets: list[tuple[str, DataSet, list[Sample]]] = []
-        for name, source in zip(_names(config), config.sources, strict=True):
-            opened = open_data_set(Path(source.path).expanduser(), source.layout, strict=config.strict)
+        sets = open_data_sets([(s.path, s.layout) for s in config.sources], strict=config.strict)
+        for name, source, opened in zip(_names(config), config.sources, sets, strict=True):
             samples = [s for s in chosen(opened.samples, source) if not s.history][: source.limit or None]
             if not samples:
                 what = "all samples go on with a conversation, which is not rolled out: take another data set"

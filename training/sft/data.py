@@ -21,7 +21,7 @@ from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from training.data.media import WindowSpec, choose_frames
 from training.data.problems import DataError, Problem
-from training.data.readers import DataSet, open_data_set
+from training.data.readers import DataSet, open_data_sets
 from training.data.schema import Frames, Media, Sample, Style
 
 from .config import DataConfig, SourceConfig
@@ -121,7 +121,13 @@ def load_sources(
     Raises:
         DataError: a data set is missing, has bad rows (``data.strict``), or leaves nothing to train on.
     """
-    return [_load_source(config, data, tokenizer, spec, seed, rejections) for config in configs]
+    sets = open_data_sets([(config.path, config.layout) for config in configs], strict=data.strict)
+    for opened in {id(opened): opened for opened in sets}.values():
+        rejections.problems += opened.report.problems
+    return [
+        _load_source(config, opened, data, tokenizer, spec, seed, rejections)
+        for config, opened in zip(configs, sets, strict=True)
+    ]
 
 
 def chosen(samples: Sequence[Sample], config: SourceConfig) -> list[Sample]:
@@ -145,14 +151,13 @@ def chosen(samples: Sequence[Sample], config: SourceConfig) -> list[Sample]:
 
 def _load_source(
     config: SourceConfig,
+    opened: DataSet,
     data: DataConfig,
     tokenizer: TextTokenizer,
     spec: ModelSpec,
     seed: int,
     rejections: Rejections,
 ) -> Source:
-    opened = open_data_set(Path(config.path).expanduser(), config.layout, strict=data.strict)
-    rejections.problems += opened.report.problems
     samples = chosen(opened.samples, config)[: config.limit or None]
     windows: dict[tuple[tuple[Media, ...], bool], list[Sample]] = {}
     for sample in samples:

@@ -90,6 +90,22 @@ def find_layout(root: Path) -> str:
     raise DataError([Problem(str(root), 0, "", what)])
 
 
+def open_data_sets(named: Sequence[tuple[str, str]], *, strict: bool = True) -> list[DataSet]:
+    """Several; a folder that is named more than once, for each kind of question, is read once.
+
+    Args:
+        named: folder and layout ("" = find out) of each.
+        strict: see ``open_data_set``.
+
+    Raises:
+        DataError: as there.
+    """
+    read: dict[tuple[str, str], DataSet] = {}
+    for path, layout in dict.fromkeys(named):
+        read[path, layout] = open_data_set(Path(path).expanduser(), layout, strict=strict)
+    return [read[one] for one in named]
+
+
 def open_data_set(root: Path, layout: str = "", *, strict: bool = True) -> DataSet:
     """Read a data set of any known layout; its media are not opened.
 
