@@ -187,7 +187,7 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 80, *, thoughts
         for index in rng.integers(len(opened.samples), size=12):
             sample = opened.samples[index].reordered(rng.permutation(2).tolist())
             said = OPTIONS[int(rng.integers(2))]
-            thought = _thought(rng) if thoughts else ""
+            thought = draw_thought(rng) if thoughts else ""
             branches.append([encode_answer(model.tokenizer, sample.to_query(), thought, said, 1.0)])
             pixels = load_window(opened.root, sample.media[0], window).pixels()
             patches.append(patchify(pixels, model.spec.patches)[0])
@@ -202,8 +202,8 @@ def warm_up(directory: Path, data: Path, seed: int, steps: int = 80, *, thoughts
     return directory
 
 
-def _thought(rng: np.random.Generator) -> str:
-    """One letter again and again; which, tells when it is likely to end."""
+def draw_thought(rng: np.random.Generator) -> str:
+    """Reasoning of at most ``MAX_THOUGHT`` tokens: a letter again and again, which tells how long."""
     letter, mean, _ = THOUGHTS[rng.choice(len(THOUGHTS), p=[share for _, _, share in THOUGHTS])]
     return letter * int(min(rng.geometric(1 / mean), MAX_THOUGHT))
 
