@@ -114,3 +114,20 @@ def test_next_action_names_every_phase():
 def test_a_window_off_the_grid_is_refused(first, length):
     with pytest.raises(ValueError, match="even"):
         Span(first, length)
+
+
+def test_an_action_to_avoid_is_no_wrong_option_and_the_question_is_still_asked():
+    """So no lettered question is lost to tasks that training must not know."""
+    avoided = {"slide the window shut", "pull the door open"}
+    offered = set()
+    for seed in range(40):
+        made = still(0.0, 0.4, "window"), Span(0, 8), np.random.default_rng(seed)
+        lettered = [s for s in questions(*made, avoided) if s.query.options]
+        assert {s.query.task for s in lettered} == {"open the window", "close the window"}
+        (sample,) = [s for s in lettered if s.query.task == "open the window"]
+        assert avoided.isdisjoint(sample.query.options)
+        assert len(set(sample.query.options)) == 4
+        assert sample.query.options["ABCD".index(sample.answer)] == "reach for the window handle"
+        usual = questions(still(0.0, 0.4, "window"), Span(0, 8), np.random.default_rng(seed))
+        offered |= {option for s in usual if s.query.task == "open the window" for option in s.query.options}
+    assert avoided & offered

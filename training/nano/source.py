@@ -308,9 +308,10 @@ class WindowSource:
         """The answer is about the last moment, so gradients flow through its pair of frames alone."""
         for _ in range(_TRIES):
             drawn = self._world.episodes.draw(length, rng, self._settings.scene_shares)
-            samples = [
-                s for s in questions(drawn.episode, drawn.span, rng) if not _mentions_held_out(s.query)
-            ]
+            # Held-out actions are no options either; another wrong one is drawn, or lettered questions about
+            # the objects of held-out tasks would be rare.
+            asked = questions(drawn.episode, drawn.span, rng, avoid=HELD_OUT_TEXTS)
+            samples = [s for s in asked if not _mentions_held_out(s.query)]
             if step < self._settings.one_sided:
                 samples = [s for s in samples if not _is_closing(s.query)]
             if samples:

@@ -8,6 +8,8 @@ scene too.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from cosmos_reason_node.prompt import letter
@@ -30,8 +32,17 @@ def next_action(scene: Scene, skill: Skill, now: Phase) -> str:
     return skill.act if now is Phase.ACT else MOVE_AWAY
 
 
-def questions(episode: Episode, span: Span, rng: np.random.Generator) -> list[Sample]:
-    """All samples of one window."""
+def questions(
+    episode: Episode, span: Span, rng: np.random.Generator, avoid: Collection[str] = ()
+) -> list[Sample]:
+    """All samples of one window.
+
+    Args:
+        episode: what happened.
+        span: its frames in the window.
+        rng: decides what is asked, wording and order of options.
+        avoid: actions that are not taken for the wrong option that is no action of the task.
+    """
     scene = BY_NAME[episode.scene]
     openness, gap_m = float(episode.openness[span.last]), episode.gap_m[span.last]
     samples: list[tuple[Query, str, str]] = []
@@ -44,7 +55,7 @@ def questions(episode: Episode, span: Span, rng: np.random.Generator) -> list[Sa
             if now is Phase.ACT or rng.random() < _IMPOSSIBLE_SHARE:
                 samples.append(_affordance(scene, skill, now, rng))
             samples.append(_next_free(scene, skill, now, rng))
-            samples.append(_next_choice(scene, skill, now, rng))
+            samples.append(_next_choice(scene, skill, now, rng, avoid))
     if rng.random() < _NO_SUCH_SHARE:
         samples.append(_elsewhere(scene, rng))
     origin = Provenance("sim", episode.split, episode.seed, episode.scene, episode.plan)
@@ -118,12 +129,15 @@ def choices(scene: Scene, skill: Skill) -> list[str]:
     return [next_action(scene, skill, now) for now in Phase]
 
 
-def _next_choice(scene: Scene, skill: Skill, now: Phase, rng: np.random.Generator) -> tuple[Query, str, str]:
+def _next_choice(
+    scene: Scene, skill: Skill, now: Phase, rng: np.random.Generator, avoid: Collection[str]
+) -> tuple[Query, str, str]:
     """Multiple choice: the skill's three actions and an opposite or foreign one, shuffled."""
     options = choices(scene, skill)
     right = options[now]
-    others = [other.act for place in SCENES for other in place.skills if other is not skill]
-    same = [other.act for other in scene.skills if other is not skill]
+    foreign = [other.act for place in SCENES for other in place.skills if other is not skill]
+    others = [act for act in foreign if act not in avoid]
+    same = [other.act for other in scene.skills if other.act in others]
     extra = same[0] if same and rng.random() < 0.6 else others[int(rng.integers(len(others)))]
     order = list(rng.permutation([*options, extra]))
     query = Query(QueryKind.NEXT_ACTION, task=skill.task, options=tuple(str(option) for option in order))
