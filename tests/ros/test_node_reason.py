@@ -58,7 +58,8 @@ def test_text_is_streamed_and_adds_up_to_the_decision(client):
     until(lambda: len(goal.feedback) >= 10, "feedback")
     thinking = "".join(feedback.text for feedback in goal.feedback if feedback.thinking)
     assert decision.reasoning.strip()
-    assert decision.reasoning.strip()[:20] in thinking
+    # The budget may end within a character: what there is of it is held back, and only the decision shows it.
+    assert decision.reasoning.strip().rstrip("\ufffd")[:20] in thinking
     tokens = [feedback.tokens for feedback in goal.feedback]
     assert tokens == sorted(tokens)
     elapsed = [feedback.elapsed.sec + feedback.elapsed.nanosec / 1e9 for feedback in goal.feedback]
