@@ -3,6 +3,7 @@
 
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_overlong_answers_are_rejected_with_file_and_row_never_cut(tmp_path, tok
     assert with_history.field == "history"
     rejections.write(tmp_path / "rejected.jsonl")
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_bad_rows_of_a_folder_that_is_several_sources_are_told_once(tmp_path, tokenizer):
+    write_samples(tmp_path, make_samples(2))
+    file = tmp_path / "samples.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["answer"] = "Z"  # of two options
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    kinds = ("task_completion", "next_action")
+    sources = tuple(SourceConfig(str(tmp_path), kind=kind) for kind in kinds)
+    rejections = Rejections()
+    done, following = read(config(sources=sources, strict=False), tokenizer, rejections)
+    assert (done.samples, following.samples) == (2, 1)
+    (problem,) = rejections.problems
+    assert (problem.row, problem.field) == (2, "answer")
 
 
 def test_a_source_with_nothing_left_is_an_error(tmp_path, tokenizer, folder):
