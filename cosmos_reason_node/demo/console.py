@@ -46,7 +46,8 @@ class Console:
         self._unicode = (stream.encoding or "").lower().startswith("utf")
         self._progress_shown = False
         self._progress_at_s = float("-inf")
-        self._streaming = False
+        self._streaming: bool | None = None  # thinking, answering, or neither
+        self._line_begun = False
         self._last: dict[str, str] = {}
 
     def line(self, text: str = "", style: str = "") -> None:
@@ -102,19 +103,22 @@ class Console:
             self.line(f"    {line}", style)
 
     def stream(self, text: str, thinking: bool) -> None:
-        """Text as the model writes it, on lines of its own."""
+        """Text as the model writes it, on lines of its own; the answer begins one, too."""
+        if not text:
+            return
         self._clear()
-        if not self._streaming:
-            print("    ", end="", file=self._stream)
-            self._streaming = True
+        if self._streaming is None or (self._line_begun and self._streaming != thinking):
+            print("\n    " if self._streaming is not None else "    ", end="", file=self._stream)
+        self._streaming = thinking
+        self._line_begun = not text.endswith("\n")
         safe = "\n    ".join(printable(part) for part in text.split("\n"))
         print(self._styled(safe, "dim" if thinking else "bold"), end="", file=self._stream, flush=True)
 
     def stream_end(self) -> None:
         """End the lines of ``stream``."""
-        if self._streaming:
+        if self._streaming is not None:
             print(file=self._stream, flush=True)
-            self._streaming = False
+            self._streaming = None
 
     def _columns(self) -> int:
         return shutil.get_terminal_size().columns if self._live else _PLAIN_COLUMNS

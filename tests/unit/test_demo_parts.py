@@ -111,6 +111,19 @@ def test_a_model_cannot_drive_the_terminal():
     assert "\x9b" not in written
 
 
+def test_a_streamed_answer_is_not_glued_to_the_thought():
+    for thought in (("The drawer", " is open."), ("The drawer is open.\n",)):
+        file = io.StringIO()
+        console = Console(file)
+        for text in thought:
+            console.stream(text, thinking=True)
+        console.stream("", thinking=False)
+        console.stream("move", thinking=False)
+        console.stream(" away", thinking=False)
+        console.stream_end()
+        assert file.getvalue() == "    The drawer is open.\n    move away\n"
+
+
 def python(code, executable="replay"):
     """A definition whose command runs ``code`` instead of a node."""
 
