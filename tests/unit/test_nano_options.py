@@ -24,7 +24,17 @@ from training.nano.lookup import conclusion, lookups
 from training.nano.mentions import EARLIEST, LATEST, mentions
 from training.nano.objective import AnswerObjective, Probes
 from training.nano.probe import SEEN
-from training.nano.source import HELD_OUT_TASKS, LOOKUP, DrawSettings, WindowSource, World, reasoning_of
+from training.nano.source import (
+    GROUPS,
+    HELD_OUT_TASKS,
+    LOOKUP,
+    REASONED,
+    THOUGHT_WEIGHT,
+    DrawSettings,
+    WindowSource,
+    World,
+    reasoning_of,
+)
 
 DRAWS = DrawSettings(
     episodes=4,
@@ -97,16 +107,36 @@ def test_reasoning_about_options_ends_with_the_words_of_the_right_one(world):
             assert reasoning_of(sample) == sample.reasoning
 
 
-@pytest.mark.parametrize("think_share", [0.0, 1.0])
-def test_whether_to_think_is_not_learned(world, think_share):
-    """With reasoning all of an answer counts; answered at once, the empty thought before it does not."""
-    draws = dataclasses.replace(DRAWS, think_share=think_share, lookups=0)
+def test_whether_to_think_is_not_learned(world):
+    """Every question is answered at once, and the empty thought before it does not count."""
+    tokenizer = world[0].tokenizer
+    empty = len(tokenizer.encode("<think>\n\n</think>", add_special_tokens=False))
+    answers = {}
+    for think_share in (0.0, 1.0):
+        draws = dataclasses.replace(DRAWS, think_share=think_share, lookups=0)
+        (made,) = WindowSource(world[0], draws).batches(1, 0, 1)
+        rows = made.rows
+        assert (rows.weights[made.verdict] > 0).all()
+        reasoned = made.group == GROUPS.index(REASONED)
+        assert int((rows.weights == 0).sum()) >= int((~reasoned).sum()) * empty
+        answers[think_share] = int(reasoned.sum()), int((~reasoned).sum())
+        said = tokenizer.decode(rows.labels[rows.weights == THOUGHT_WEIGHT].tolist())
+        assert bool(think_share) == (".\n</think>" in said)
+    assert answers[0.0][0] == 0
+    assert answers[1.0] == (answers[0.0][1], answers[0.0][1])
+
+
+def test_an_answer_with_reasoning_is_one_more_to_the_same_question(world):
+    """Its letter points at the same option; the two answers do not see each other."""
+    draws = dataclasses.replace(DRAWS, think_share=1.0, lookups=0)
     (made,) = WindowSource(world[0], draws).batches(1, 0, 1)
-    rows = made.rows
-    empty = len(world[0].tokenizer.encode("<think>\n\n</think>", add_special_tokens=False))
-    unlearned = int((rows.weights == 0).sum())
-    assert unlearned == 0 if think_share else unlearned >= made.samples * empty
-    assert (rows.weights[made.verdict] > 0).all()
+    pairs = made.choices.view(-1, 2, 3)
+    assert len(pairs) > 2
+    assert (pairs[:, 0, ::2] == pairs[:, 1, ::2]).all()  # row and option
+    assert (pairs[:, 1, 1] > pairs[:, 0, 1]).all()
+    assert len(made.ends) == len(made.ends.unique(dim=0))
+    for row, (direct, reasoned) in zip(pairs[:, 0, 0].tolist(), pairs[:, :, 1].tolist(), strict=True):
+        assert not made.rows.mask[row, 0, reasoned, direct]
 
 
 def test_each_letter_points_at_the_end_of_its_option(world, batch):

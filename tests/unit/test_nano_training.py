@@ -40,6 +40,7 @@ from training.nano.probe import CLASSES, states_of, things_of
 from training.nano.source import (
     GROUPS,
     HELD_OUT_TASKS,
+    REASONED,
     DrawSettings,
     PairSource,
     WindowSource,
@@ -143,13 +144,13 @@ def test_option_ends_are_where_options_end(world, count):
 def test_right_options_are_marked(world):
     source = WindowSource(world, dataclasses.replace(DRAWS, episodes=4, clips=4, branches=8))
     batch = batch_of(source, 1)
-    lettered = int(batch.lettered.sum())
-    assert lettered > 0
-    assert int(batch.fits.sum()) == lettered
+    lettered = batch.lettered & (batch.group != GROUPS.index(REASONED))
+    assert lettered.any()
+    assert int(batch.fits.sum()) == int(lettered.sum())
     right = batch.ends[batch.fits == 1]
     said = batch.rows.labels[batch.verdict]
     letters = {world.tokenizer.encode(prompt.letter(i), add_special_tokens=False)[0] for i in range(8)}
-    asked = [int(said[batch.branch == q][0]) for q in batch.lettered.nonzero()[:, 0]]
+    asked = [int(said[batch.branch == q][0]) for q in lettered.nonzero()[:, 0]]
     assert set(asked) <= letters
     assert len(right) == len(asked)
 

@@ -46,11 +46,11 @@ def option_places(
     for row, branches in enumerate(asked):
         start, columns = prefixes[row], list[int]()
         for query, answer, branch in branches:
+            right = ord(answer) - ord("A") if query.options else -1
             if branch.question:  # or this is one more answer to the question before
                 columns = [start + column for column in option_ends(tokenizer, query, branch.question)]
-            right = ord(answer) - ord("A") if columns else -1
-            if row < windows:
-                found += [(row, column, i, float(i == right)) for i, column in enumerate(columns)]
+                if row < windows:
+                    found += [(row, column, i, float(i == right)) for i, column in enumerate(columns)]
             start += len(branch.question)
             if columns:
                 choices.append((row, start + branch.verdict[0] - 1, columns[right]))

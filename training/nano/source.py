@@ -28,10 +28,10 @@ from training.data.sim.questions import questions
 from training.data.sim.scenes import SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.sft.augment import Augmentation
-from training.sft.rows import Branch, RowBatch, encode_answer, pack_rows
+from training.sft.rows import RowBatch, encode_answer, pack_rows
 
 from .events import Events, events_of
-from .lookup import conclusion, lookups
+from .lookup import Asked, conclusion, lookups
 from .places import name_places, option_places, verdicts
 from .probe import States, Things, states_of, things_of
 
@@ -40,8 +40,9 @@ HELD_OUT_TASKS = ("close the window", "open the door")
 # Clips of a scene, relative to the other scenes: intuitive physics is asked about few of them.
 SCENE_SHARES = {"room": 2.5, "hide": 2.5, "topple": 1.5, "spill": 1.5, "drop": 1.5}
 VERDICT_WEIGHT = 16.0  # of an answer against a token of reasoning or format
-LOOKUP = "lookup"
-GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, LOOKUP)
+THOUGHT_WEIGHT = 2.0  # of a token of reasoning: at 1 the things it spoke of were not those it was asked about
+LOOKUP, REASONED = "lookup", "reasoned"
+GROUPS = ("task_completion", "affordance", "next_action", *kinds.GROUPS, LOOKUP, REASONED)
 _OF_QUERY = {
     QueryKind.COMPLETION: "task_completion",
     QueryKind.AFFORDANCE: "affordance",
@@ -74,7 +75,7 @@ class DrawSettings:
         one_sided: steps in which completion is asked of opening tasks only. A state that completes one task
             of a scene undoes the other: asked of both equally, state and answer do not correlate before the
             task's wording is taken into account, and the model stays at chance for long.
-        think_share: share of targets with reasoning; the others answer at once.
+        think_share: share of questions that are answered with reasoning, too; at once all are.
         clip_gradient: share of a clip window's temporal patches that gradients flow through, drawn at random.
         no_video_share: share of steps without video: makes "the same model without video" a fair baseline.
         seed: of everything drawn.
@@ -145,10 +146,11 @@ class WindowBatch:
         learn: (P,) bool, which temporal patches gradients flow through.
         states: of the last moments of the episodes' windows.
         events: of the clips' windows.
-        branch: (V,) of each verdict token: which question it belongs to.
+        branch: (V,) of each verdict token: which answer it belongs to.
         verdict: (V,) where it is among the answer tokens.
-        group: (Q,) of each question: index into GROUPS.
-        lettered: (Q,) bool, whether it has options.
+        group: (Q,) of each answer: index into GROUPS; those with reasoning are a group of their own, as they
+            follow from it.
+        lettered: (Q,) bool, whether its question has options.
         ends: (O, 2) row and column of the last token of each option of the windows' questions.
         letters: (O,) which of its question's options it is.
         fits: (O,) 1 for the right option, 0 for others.
@@ -248,7 +250,7 @@ def _moment(clip: Clip, rng: np.random.Generator) -> tuple[Clip, int]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Window:
     """A window: its patches, its questions, the last moment of an episode's, or the clip as it is shown."""
 
     patches: np.ndarray
@@ -304,7 +306,7 @@ class WindowSource:
     def close(self) -> None:
         """Nothing to do."""
 
-    def _episode(self, length: int, step: int, rng: np.random.Generator) -> _Asked:
+    def _episode(self, length: int, step: int, rng: np.random.Generator) -> _Window:
         """The answer is about the last moment, so gradients flow through its pair of frames alone."""
         for _ in range(_TRIES):
             drawn = self._world.episodes.draw(length, rng, self._settings.scene_shares)
@@ -320,11 +322,11 @@ class WindowSource:
         learn = np.arange(length // 2) == length // 2 - 1
         order = [samples[i] for i in rng.permutation(len(samples))]
         order.sort(key=lambda sample: sample.query.kind is not QueryKind.COMPLETION)
-        return _Asked(
+        return _Window(
             self._world.cut(frames), order[: self._settings.branches], learn, (drawn.episode, drawn.span.last)
         )
 
-    def _clip(self, rng: np.random.Generator) -> _Asked:
+    def _clip(self, rng: np.random.Generator) -> _Window:
         """Intuitive physics is asked first, then the others in random order."""
         for _ in range(_TRIES):
             clip, span = kinds.draw(self._world.clips.draw(rng), rng)
@@ -341,36 +343,35 @@ class WindowSource:
         learn = rng.random(span.length // 2) < self._settings.clip_gradient
         learn[rng.integers(len(learn))] = True
         shown = self._world.cut(np.ascontiguousarray(frames))
-        return _Asked(
+        return _Window(
             shown, order[: self._settings.clip_branches], learn, happened=(clip, span, change.points)
         )
 
     def _pack(
         self,
-        windows: list[_Asked],
+        windows: list[_Window],
         video: bool,
         processes: int,
         rng: np.random.Generator,
         pairs: PairBatch | None,
     ) -> WindowBatch:
         world, spec, settings = self._world, self._world.spec, self._settings
-        asked = [
-            [
-                (s.query, s.answer, _encode(world, s, bool(rng.random() < settings.think_share)))
-                for s in window.samples
-            ]
-            for window in windows
-        ]
+        asked, groups = list[list[Asked]](), list[str]()
+        for window in windows:
+            asked.append([])
+            for sample in window.samples:
+                answers = _answers(world, sample, think=bool(rng.random() < settings.think_share))
+                asked[-1] += answers
+                groups += [sample.group or _OF_QUERY[sample.query.kind], REASONED][: len(answers)]
         side = spec.frame_size or (112, 112)
         grids = [[spec.video_grid(2 * len(w.patches), *side, spec.fps)] if video else [] for w in windows]
         patches = [w.patches.reshape(-1, w.patches.shape[-1]) for w in windows] if video else []
-        lettered = [query for row in asked for query, _, _ in row if query.options]
+        lettered = [s.query for window in windows for s in window.samples if s.query.options]
         drill = lookups(lettered, settings.lookups // processes, world.tokenizer, VERDICT_WEIGHT, rng)
         branches = [[branch for _, _, branch in row] for row in asked + drill]
         rows = pack_rows(branches, grids + [[] for _ in drill], patches, world.tokenizer, spec)
         learn = np.concatenate([w.learn for w in windows]) if video else np.zeros(0, bool)
         places = [w.place for w in windows if w.place is not None]
-        groups = [s.group or _OF_QUERY[s.query.kind] for w in windows for s in w.samples]
         groups += [LOOKUP for row in drill for _ in row]
         prefixes = rows.prefixes.tolist()
         verdict, owner = verdicts([branch for row in branches for branch in row])
@@ -401,15 +402,21 @@ def _is_closing(query: Query) -> bool:
     return query.kind is QueryKind.COMPLETION and query.task in _CLOSING
 
 
-def _encode(world: World, sample: Sample, think: bool) -> Branch:
-    reasoning = reasoning_of(sample) if think else ""
-    branch = encode_answer(world.tokenizer, sample.query, reasoning, sample.answer, VERDICT_WEIGHT)
-    if reasoning:
-        return branch
+def _answers(world: World, sample: Sample, *, think: bool) -> list[Asked]:
+    """The answer at once and, if wanted and there is one, the answer with reasoning."""
+    query = sample.query
+    direct = encode_answer(world.tokenizer, query, "", sample.answer, VERDICT_WEIGHT)
     # Whether to think is for whoever asks (the node's think_tokens) and nothing to be learned: else the model
     # would pass over thinking as often as it was trained to answer at once.
-    first = branch.verdict[0]
-    return replace(branch, weights=[0.0] * first + list(branch.weights[first:]))
+    first = direct.verdict[0]
+    direct = replace(direct, weights=[0.0] * first + list(direct.weights[first:]))
+    answers: list[Asked] = [(query, sample.answer, direct)]
+    reasoning = reasoning_of(sample) if think else ""
+    if reasoning:
+        reasoned = encode_answer(world.tokenizer, query, reasoning, sample.answer, VERDICT_WEIGHT)
+        weights = [max(weight, THOUGHT_WEIGHT) for weight in reasoned.weights]
+        answers.append((query, sample.answer, replace(reasoned, question=[], weights=weights)))
+    return answers
 
 
 def reasoning_of(sample: Sample) -> str:

@@ -64,6 +64,7 @@ OPTIONS_DRAWS = DrawSettings(
     scene_shares=FINISH_DRAWS.scene_shares,
     clip_branches=8,
     asked=3,
+    think_share=0.5,
 )
 STAGES = ("vision", "answers", "sharpen", "finish", "options")
 _SAVE_EVERY, _LOG_EVERY = 50, 10  # steps
