@@ -110,10 +110,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         (options.model, options.stage, _thinking(trained), thinking),
     ):
         _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
-    # After the second stage the table has a row of what it began with, where that was evaluated.
+    # After the second stage the table has rows of what it began with, and of ``compare``, where those exist.
     made = (base, tuned, _thinking(tuned), trained, _thinking(trained))
-    reports = [path for report in dict.fromkeys(made) if (path := report / "letter.json").exists()]
-    _eval("export", *reports, "--out", options.model / "eval.json")
+    reports = [report / "letter.json" for report in dict.fromkeys(made)]
+    if options.stage == "rl":
+        reports += [WORK / "rl" / "eval" / stage / "strict.json" for stage in ("sft", "rl")]
+    _eval("export", *filter(Path.exists, reports), "--out", options.model / "eval.json")
 
 
 def _thinking(report: Path) -> Path:
