@@ -42,6 +42,23 @@ def test_float32_says_what_the_cpu_says(directory):
         assert gpu[branch].confidence == pytest.approx(cpu[branch].confidence, abs=1e-3)
 
 
+def test_requests_in_step_say_what_they_say_alone(directory):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    engine = TorchEngine(qwen2_5_vl.load(directory, "cuda", "float32"), min_confidence=0.5)
+    windows = [tiny_model.window(frames=frames, seed=frames) for frames in (4, 6, 8)]
+    requests = [Request(f"r{i}", (window,), REQUEST.queries) for i, window in enumerate(windows)]
+    found: list[dict] = [{} for _ in requests]
+    for place, event in engine.answer_together(requests):
+        assert not isinstance(event, Failed), event
+        if isinstance(event, Done):
+            found[place][event.branch] = event.answer
+    for request, said in zip(requests, found, strict=True):
+        alone = answers(engine, request)
+        assert said.keys() == alone.keys()
+        for branch, answer in alone.items():
+            assert (said[branch].reasoning, said[branch].answer) == (answer.reasoning, answer.answer)
+
+
 def test_auto_takes_the_gpu_in_bfloat16_and_repeats_itself(directory):
     engine = TorchEngine(qwen2_5_vl.load(directory), min_confidence=0.5)
     assert engine.info.device.startswith("cuda:0 (")
