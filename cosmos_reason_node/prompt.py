@@ -176,6 +176,15 @@ def encode_suffix(tokenizer: Tokenizer, query: Query) -> list[int]:
     return tokenizer.encode(suffix(query), add_special_tokens=False)
 
 
+def encode_opening(tokenizer: Tokenizer) -> list[int]:
+    """Token ids of what a target begins with whose reasoning is empty, up to its answer."""
+    return [
+        token
+        for piece in (THINK_OPEN, THINK_CLOSE)
+        for token in tokenizer.encode(piece, add_special_tokens=False)
+    ]
+
+
 def encode_target(tokenizer: Tokenizer, reasoning: str, answer: str) -> list[int]:
     """Token ids of ``target``. Pieces that an engine forces are tokenised on their own, as it does."""
     pieces = [THINK_OPEN, reasoning.strip(), THINK_CLOSE, answer.strip(), ANSWER_CLOSE + END_OF_TURN]

@@ -53,6 +53,8 @@ class Request:
             there are options, and average the options' probabilities, so that no place in the list is
             favoured. Reasoning and text are those of the first order. Not of ``free`` texts.
         min_tokens: of a ``free`` text before it may end.
+        at_once: a ``free`` text begins with an empty thought and the opening of its answer, which are given
+            and not sampled: part of its text, not of ``Answer.token_ids``. Not of remote engines.
     """
 
     request_id: str
@@ -65,6 +67,7 @@ class Request:
     branch_seeds: tuple[int, ...] = ()
     option_orders: int = 1
     min_tokens: int = 0
+    at_once: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,13 @@ class FreeBranch:
         vocabulary: of the checkpoint.
         max_tokens: most tokens of it, at least 1.
         min_tokens: of it before it may end.
+        opening: what it begins with, already fed to the model.
     """
 
-    def __init__(self, vocabulary: Vocabulary, max_tokens: int, min_tokens: int = 0) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, max_tokens: int, min_tokens: int = 0, opening: str = ""
+    ) -> None:
+        self._opening = opening
         self._vocabulary = vocabulary
         self._budget = max_tokens
         self._least = min_tokens
@@ -41,7 +45,8 @@ class FreeBranch:
     @property
     def thinking(self) -> bool:
         """Whether the text is inside <think></think>."""
-        return self._stream.text.rfind("<think>") > self._stream.text.rfind("</think>")
+        text = self._opening + self._stream.text
+        return text.rfind("<think>") > text.rfind("</think>")
 
     @property
     def output_tokens(self) -> int:
@@ -77,12 +82,13 @@ class FreeBranch:
         Its confidence is the geometric mean probability of the tokens inside <answer></answer>, 0 where there
         are none. ``min_confidence`` has no meaning here.
         """
-        match = _ANSWER.search(self._stream.text)
-        low, high = match.span("inside") if match else (0, 0)
+        text, given = self._opening + self._stream.text, len(self._opening)
+        match = _ANSWER.search(text)
+        low, high = (place - given for place in match.span("inside")) if match else (0, 0)
         said = [log_prob for begin, end, log_prob in self._tokens if begin < high and end > low]
         return Answer(
             verdict=Verdict.UNKNOWN,
-            answer=self._stream.text,
+            answer=text,
             option_index=-1,
             confidence=math.exp(sum(said) / len(said)) if said else 0.0,
             reasoning="",

@@ -55,9 +55,14 @@ def remote_request(
     """Query ``index`` of a request, with its windows as ``media``.
 
     Raises:
-        CosmosReasonError: INVALID_REQUEST, windows that this form cannot carry together.
+        CosmosReasonError: INVALID_REQUEST, ``at_once``, or windows that this form cannot carry together.
     """
     query = request.queries[index]
+    if request.free and request.at_once:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST,
+            "a remote engine cannot begin a free text with an empty thought",
+        )
     think = query.think_tokens if query.think_tokens >= 0 else default_think_tokens
     most = think + request.max_answer_tokens + (0 if request.free else _FORMAT_TOKENS)
     messages: list[dict[str, Any]] = [

@@ -144,6 +144,10 @@ class Run:
         engine, request, model = self._engine, self._request, self._engine.model
         assert model is not None
         suffix = prompt.encode_suffix(model.tokenizer, query)
+        opening = ""
+        if request.free and request.at_once:
+            suffix = suffix + prompt.encode_opening(model.tokenizer)
+            opening = prompt.THINK_OPEN + prompt.THINK_CLOSE
         length = self._prefix_tokens + len(suffix)
         if length > engine.max_prompt_tokens:
             raise too_long(length, engine.max_prompt_tokens)
@@ -162,7 +166,7 @@ class Run:
                 f"do not fit into the model's {engine.context}: ask for less",
             )
         grammar = (
-            FreeBranch(engine.vocabulary, think + request.max_answer_tokens, request.min_tokens)
+            FreeBranch(engine.vocabulary, think + request.max_answer_tokens, request.min_tokens, opening)
             if request.free
             else Branch(engine.vocabulary, query, think, request.max_answer_tokens)
         )

@@ -105,6 +105,31 @@ def test_free_text_of_at_least_some_tokens(engine):
     assert long.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
 
 
+def test_a_text_that_begins_with_an_empty_thought_goes_on_as_the_grammar_does(engine):
+    """What it is given is neither sampled nor counted, and greedy decoding says what the node would say."""
+    asked = Query(QueryKind.QUESTION, question="What moves?", think_tokens=0)
+    free = answers(engine, asked, free=True, at_once=True)[0].answer
+    node = answers(engine, asked)[0].answer
+    opening = prompt.THINK_OPEN + prompt.THINK_CLOSE
+    assert free.answer.startswith(opening)
+    said = free.answer.removeprefix(opening)
+    assert said
+    assert node.answer.startswith(said.split("<")[0].strip()[: len(node.answer)])
+    assert engine.model.tokenizer.decode(list(free.token_ids)).startswith(said[:8])
+    assert free.prompt_tokens == node.prompt_tokens + len(prompt.encode_opening(engine.model.tokenizer))
+    assert len(free.token_ids) == len(free.log_probs) == free.output_tokens
+
+
+def test_confidence_of_a_text_that_was_begun_is_that_of_what_was_said(engine):
+    branch = FreeBranch(engine.vocabulary, 100, opening=prompt.THINK_OPEN + prompt.THINK_CLOSE)
+    assert not branch.thinking
+    for token in [*engine.vocabulary.encode("yes\n</answer>"), engine.vocabulary.end]:
+        branch.push(token, math.log(0.5))
+    answer = branch.result(7, 0.5)
+    assert answer.answer == "<think>\n\n</think>\n\n<answer>\nyes\n</answer>"
+    assert answer.confidence == pytest.approx(0.5)
+
+
 def test_seeds_must_be_as_many_as_queries(engine):
     event = answers(engine, QUERY, branch_seeds=(1, 2))[-1]
     assert event.error_code is ErrorCode.INVALID_REQUEST

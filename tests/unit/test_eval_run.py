@@ -80,6 +80,15 @@ def test_a_killed_evaluation_ends_with_the_same_predictions(engine, tmp_path, pl
     assert len(predictions(through)) == 2 * ((3 * plan.runs + 2) + 3 * plan.runs)
 
 
+def test_sampled_answers_at_once_have_the_empty_thought_and_a_name_of_their_own(engine, tmp_path):
+    plan = dataclasses.replace(SAMPLED, think_tokens=0)
+    assert plan.decoding != SAMPLED.decoding
+    run.ask(engine, Benchmark("b", (stimulus(0),)), plan, run.Labels(), tmp_path)
+    said = list(predictions(tmp_path).values())
+    assert said
+    assert all(one.output.startswith("<think>\n\n</think>\n\n<answer>\n") for one in said)
+
+
 def test_what_was_asked_is_not_asked_again(engine, tmp_path):
     run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path)
     before = (tmp_path / run.PREDICTIONS).read_bytes()

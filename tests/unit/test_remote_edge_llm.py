@@ -72,6 +72,13 @@ def test_what_cannot_be_a_clip_is_refused():
     assert caught.value.code == ErrorCode.NO_FRAMES
 
 
+def test_a_text_that_is_begun_for_the_model_is_refused():
+    asked = Request("r", (window(0, 4),), (ASKED,), free=True, at_once=True)
+    with pytest.raises(CosmosReasonError, match="empty thought") as caught:
+        remote_request(asked, 0, window_parts(window(0, 4), "edge_llm"), "edge_llm", 16)
+    assert caught.value.code == ErrorCode.INVALID_REQUEST
+
+
 @pytest.mark.parametrize("query", [ASKED, AT_ONCE, OPTIONS, OPEN])
 @pytest.mark.parametrize("free", [False, True])
 def test_only_fields_that_it_knows_are_sent(query, free):

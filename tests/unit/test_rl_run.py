@@ -46,9 +46,10 @@ def whole(base, tmp_path_factory):
     return output
 
 
-def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
+@pytest.mark.parametrize("at_once", [0.0, 1.0])
+def test_rollout_log_probs_equal_the_trainers(base, tmp_path, at_once):
     many = {"group_size": 16}
-    config = short(*base, tmp_path / "run", grpo=many)
+    config = short(*base, tmp_path / "run", grpo=many, data={"at_once_share": at_once})
     roller, judged = rolled(config)
     model = load(config.model.path, device="cpu", dtype="float32")
     packer = RowPacker(model, config, roller.sampler.window)
@@ -61,7 +62,10 @@ def test_rollout_log_probs_equal_the_trainers(base, tmp_path):
     assert len(batch.sampled) == sum(lengths)
     assert all(set(answer.versions) == {0} for group, _ in judged for answer in group.answers)
     # Bounded rows: a group is spread over several, and what is computed stays the same.
-    narrow = short(*base, tmp_path / "run", grpo=many, data={"max_tokens": 64})
+    opening = "<think>\n\n</think>\n\n<answer>\n"
+    texts = [answer.text for group, _ in judged for answer in group.answers]
+    assert all(text.startswith(opening) for text in texts) is bool(at_once)
+    narrow = short(*base, tmp_path / "run", grpo=many, data={"max_tokens": 64, "at_once_share": at_once})
     spread = RowPacker(model, narrow, roller.sampler.window)
     pieces = [row for group, task in judged for row in spread.rows(group, task)]
     assert len(pieces) > len(rows)

@@ -47,6 +47,20 @@ def test_options_are_shuffled_and_none_is_right_half_of_the_time(base, tmp_path)
     assert 30 < sum(none for _, none in drawn) < 70
 
 
+def test_some_questions_are_answered_at_once_and_the_questions_stay_the_same(base, tmp_path):
+    spec = read_model_spec(base[0])
+    always, half, never = (
+        TaskSampler(short(*base, tmp_path / "run", data={"at_once_share": share}).data, spec, 0)
+        for share in (1.0, 0.5, 0.0)
+    )
+    tickets = [Ticket(0, place, 0) for place in range(60)]
+    for sampler, low, high in ((always, 60, 60), (half, 18, 42), (never, 0, 0)):
+        drawn = [sampler.draw(ticket) for ticket in tickets]
+        assert low <= sum(task.at_once for task in drawn) <= high
+        for task, ticket in zip(drawn, tickets, strict=True):
+            assert dataclasses.replace(task, at_once=False) == never.draw(ticket)
+
+
 def test_options_keep_their_order_where_they_are_not_shuffled(base, tmp_path):
     """Also in questions that get "none of the options"."""
     data = toy.write_data(tmp_path / "data", 4, 1)

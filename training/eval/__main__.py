@@ -63,8 +63,6 @@ def _evaluate(arguments: list[str]) -> None:
     think = options.think_tokens if options.think_tokens >= 0 else OUTPUT_TOKENS if protocol.free else 0
     if options.slide < 0 or (options.approximate and not options.slide):
         raise ValueError("--approximate needs --slide N, N at least 1")
-    if protocol.free and think < 1:
-        raise ValueError(f"--think-tokens must be at least 1 for protocol {protocol.name}")
     way = f"slide {options.slide}{' approximate' * options.approximate}" if options.slide else ""
     plan = Plan(
         protocol, options.seeds, options.permutations, not options.no_blind, think, options.branches, way
@@ -211,7 +209,8 @@ def _parser() -> argparse.ArgumentParser:
         "--think-tokens",
         type=int,
         default=-1,
-        help=f"tokens of reasoning (letter: 0), or of the whole output (else: {OUTPUT_TOKENS})",
+        help=f"tokens of reasoning (letter: 0), or of the whole output (else: {OUTPUT_TOKENS}; 0: the empty "
+        "thought is given)",
     )
     parser.add_argument("--windows", type=_positive, default=300, help="of each simulated source (300)")
     parser.add_argument("--frames", type=int, default=0, help="of a simulated robot window (0: the model's)")

@@ -58,7 +58,8 @@ class Protocol:
         """Name of all settings that decide what the model says; predictions are kept under it."""
         if not self.free:
             return f"grammar, greedy, think {think_tokens}"
-        return f"free, T {self.sampling.temperature:g}, top_p {self.sampling.top_p:g}, {think_tokens} tokens"
+        most = f"{think_tokens} tokens" if think_tokens else "at once"
+        return f"free, T {self.sampling.temperature:g}, top_p {self.sampling.top_p:g}, {most}"
 
 
 def normal(text: str) -> str:

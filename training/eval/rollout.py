@@ -37,7 +37,8 @@ class Plan:
         permutations: orders in which an item's options are shown, at most as many as it has options. All but
             the first are asked with one seed.
         blind: ask everything without video too.
-        think_tokens: budget of reasoning (greedy), or of the whole output (sampled).
+        think_tokens: budget of reasoning (greedy), or of the whole output (sampled; 0 = of an answer whose
+            empty thought is given).
         max_branches: questions of one request; each holds a cache of its own.
         way: how windows come into view where they are not shown at once, "slide 3"; answers may differ by it.
     """
@@ -54,6 +55,11 @@ class Plan:
     def runs(self) -> int:
         """Seeds that make a difference."""
         return 1 if self.protocol.greedy else self.seeds
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the empty thought is given to outputs without the grammar."""
+        return self.protocol.free and not self.think_tokens
 
     @property
     def decoding(self) -> str:
@@ -182,11 +188,12 @@ def _answers(
         windows,
         tuple(ask.query for ask in asks),
         max_answer_tokens=min(_FREE_FORM_TOKENS, plan.think_tokens)
-        if plan.protocol.free
+        if plan.protocol.free and not plan.at_once
         else _FREE_FORM_TOKENS,
         sampling=plan.protocol.sampling,
         free=plan.protocol.free,
         branch_seeds=tuple(_seed(ask.key) for ask in asks),
+        at_once=plan.at_once,
     )
     ended: set[int] = set()
     for event in engine.answer(request):

@@ -90,6 +90,8 @@ class DataConfig:
         none_share: share of multiple-choice questions that get "none of the options" as their last option; in
             half of them in place of the right one, so that rejecting all others is right. Questions that
             have that option already are left as they are.
+        at_once_share: share of questions that are answered without reasoning: the empty thought is given, the
+            answer is sampled. For models that are asked in both ways; the paper's always reasons.
         max_tokens: bound on rows x longest row of one forward pass of the trainer; a row is a question with
             its group of answers.
         strict: an unusable row of a data set ends the run; otherwise it is left out and counted.
@@ -98,6 +100,7 @@ class DataConfig:
     sources: tuple[sft.SourceConfig, ...]
     shuffle_options: bool = True
     none_share: float = setting(0.0, low=0, high=1)
+    at_once_share: float = setting(0.0, low=0, high=1)
     max_tokens: int = setting(16384, low=64, high=1 << 20)
     strict: bool = True
 

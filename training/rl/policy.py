@@ -115,6 +115,8 @@ class RowPacker:
         """Rows of a group, each with as many answers as ``data.max_tokens`` allows."""
         grpo, tokenizer = self._config.grpo, self._model.tokenizer
         question = prompt.encode_suffix(tokenizer, task.query)
+        if task.at_once:
+            question = question + prompt.encode_opening(tokenizer)
         visual = visual_tokens(self._model.spec, self._window, len(task.sample.media))
         shared = len(prompt.encode_prefix(tokenizer, [])) + visual + len(question)
         advantages = group_advantages(group.rewards, normalize=grpo.normalize_advantages)

@@ -92,7 +92,8 @@ class Roller:
     def _request(self, ticket: Ticket, task: Task) -> Request:
         rollout, size = self._config.rollout, self._config.grpo.group_size
         answer_tokens = min(_ANSWER_TOKENS, rollout.max_tokens - 1)
-        query = dataclasses.replace(task.query, think_tokens=rollout.max_tokens - answer_tokens)
+        think = 0 if task.at_once else rollout.max_tokens - answer_tokens
+        query = dataclasses.replace(task.query, think_tokens=think)
         return Request(
             str(ticket),
             task.windows(self.sampler.window),
@@ -102,6 +103,7 @@ class Roller:
             deadline_s=rollout.deadline_s,
             free=True,
             branch_seeds=branch_seeds(self._config.run.seed, ticket, size),
+            at_once=task.at_once,
         )
 
     def _sampled(self, answer: Answer) -> Sampled:

@@ -45,6 +45,7 @@ class Task:
         root: folder that media paths start in.
         none: the right option was taken away: rejecting all of them is right.
         whole: it asks about all of its clip, see DataSet.whole.
+        at_once: it is answered without reasoning.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     root: Path
     none: bool = False
     whole: bool = False
+    at_once: bool = False
 
     @property
     def query(self) -> Query:
@@ -135,7 +137,8 @@ class TaskSampler:
                 sample, none = with_none(sample, rng, shuffle=self._config.shuffle_options)
             elif self._config.shuffle_options:
                 sample = sample.reordered(_order(sample, rng))
-        return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample))
+        at_once = bool(rng.random() < self._config.at_once_share)
+        return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample), at_once)
 
 
 def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True) -> tuple[Sample, bool]:
