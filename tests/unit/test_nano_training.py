@@ -46,7 +46,7 @@ from training.nano.source import (
     WindowSource,
     World,
 )
-from training.nano.train import TrainJob
+from training.nano.train import OPTIONS_RECIPE, TrainJob, with_steps
 from training.sft.config import OptimizerConfig
 from training.sft.loop import Interrupted, TrainingError
 
@@ -139,6 +139,13 @@ def test_option_ends_are_where_options_end(world, count):
     assert len(ends) == count
     for end, text in zip(ends, texts, strict=True):
         assert world.tokenizer.decode(question[: end + 1]).endswith(text)
+
+
+def test_a_shorter_recipe_warms_up_for_a_part_of_it():
+    assert with_steps(OPTIONS_RECIPE, 0) == OPTIONS_RECIPE
+    assert with_steps(OPTIONS_RECIPE, 1000) == dataclasses.replace(OPTIONS_RECIPE, steps=1000)
+    assert with_steps(OPTIONS_RECIPE, 8) == dataclasses.replace(OPTIONS_RECIPE, steps=8, warm_up=2)
+    assert with_steps(OPTIONS_RECIPE, 1).warm_up == 0
 
 
 def test_right_options_are_marked(world):

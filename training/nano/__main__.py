@@ -13,7 +13,6 @@ python -m training.nano init         random weights (for engine tests)   -> buil
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -53,6 +52,7 @@ def _train(options: argparse.Namespace) -> None:
         VISION_RECIPE,
         TrainJob,
         train,
+        with_steps,
     )
 
     if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
@@ -64,11 +64,11 @@ def _train(options: argparse.Namespace) -> None:
         data=WORK,
         work=WORK / "work",
         output=options.out,
-        vision=dataclasses.replace(VISION_RECIPE, steps=options.vision_steps or VISION_RECIPE.steps),
-        answers=dataclasses.replace(ANSWER_RECIPE, steps=options.answer_steps or ANSWER_RECIPE.steps),
-        sharpen=dataclasses.replace(SHARPEN_RECIPE, steps=options.sharpen_steps or SHARPEN_RECIPE.steps),
-        finish=dataclasses.replace(FINISH_RECIPE, steps=options.finish_steps or FINISH_RECIPE.steps),
-        options=dataclasses.replace(OPTIONS_RECIPE, steps=options.option_steps or OPTIONS_RECIPE.steps),
+        vision=with_steps(VISION_RECIPE, options.vision_steps),
+        answers=with_steps(ANSWER_RECIPE, options.answer_steps),
+        sharpen=with_steps(SHARPEN_RECIPE, options.sharpen_steps),
+        finish=with_steps(FINISH_RECIPE, options.finish_steps),
+        options=with_steps(OPTIONS_RECIPE, options.option_steps),
         processes=options.processes,
         stages=tuple(options.stages or STAGES),
         start=options.start_from,

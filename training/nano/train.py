@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,6 +102,11 @@ class TrainJob:
     processes: int = 2
     stages: tuple[str, ...] = STAGES
     start: Path | None = None
+
+
+def with_steps(recipe: OptimizerConfig, steps: int) -> OptimizerConfig:
+    """The recipe with as many steps (0: its own), a quarter of them at most to warm up."""
+    return replace(recipe, steps=steps, warm_up=min(recipe.warm_up, steps // 4)) if steps else recipe
 
 
 def train(job: TrainJob) -> None:
