@@ -47,13 +47,16 @@ def written(engine, text, budget=1000):
     return branch.result(7, 0.5)
 
 
-def test_free_text_is_what_greedy_decoding_gives(engine):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_free_text_is_what_greedy_decoding_gives(engine, at_once):
     """Against the network run whole for every token."""
-    answer = answers(engine, QUERY, free=True)[0].answer
+    answer = answers(engine, QUERY, free=True, at_once=at_once)[0].answer
     model, window = engine.model, tiny_model.window()
     patches, grid = patchify(window.pixels(), model.spec.patches)
     tokens = prompt.encode_prefix(model.tokenizer, [model.spec.patches.visual_tokens(grid)])
     tokens += prompt.encode_suffix(model.tokenizer, QUERY)
+    opening = prompt.THINK_OPEN + prompt.THINK_CLOSE if at_once else ""
+    tokens += prompt.encode_opening(model.tokenizer) if at_once else []
     video = model.spec.video_grid(4, *tiny_model.FRAME_SIZE, fps=window.fps)
     forbidden = torch.from_numpy(engine.vocabulary.in_text)
     said = []
@@ -67,7 +70,7 @@ def test_free_text_is_what_greedy_decoding_gives(engine):
         if token == engine.vocabulary.end:
             break
         said.append(token)
-    assert answer.answer == model.tokenizer.decode(said)
+    assert answer.answer == opening + model.tokenizer.decode(said)
     assert answer.output_tokens == len(said) + (len(said) < 16)
     assert answer.think_closed_by_budget == (len(said) == 16)
     assert answer.verdict is Verdict.UNKNOWN
@@ -105,17 +108,11 @@ def test_free_text_of_at_least_some_tokens(engine):
     assert long.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
 
 
-def test_a_text_that_begins_with_an_empty_thought_goes_on_as_the_grammar_does(engine):
-    """What it is given is neither sampled nor counted, and greedy decoding says what the node would say."""
-    asked = Query(QueryKind.QUESTION, question="What moves?", think_tokens=0)
-    free = answers(engine, asked, free=True, at_once=True)[0].answer
-    node = answers(engine, asked)[0].answer
-    opening = prompt.THINK_OPEN + prompt.THINK_CLOSE
-    assert free.answer.startswith(opening)
-    said = free.answer.removeprefix(opening)
-    assert said
-    assert node.answer.startswith(said.split("<")[0].strip()[: len(node.answer)])
-    assert engine.model.tokenizer.decode(list(free.token_ids)).startswith(said[:8])
+def test_an_empty_thought_that_is_given_counts_as_prompt(engine):
+    free, node = (
+        answers(engine, dataclasses.replace(QUERY, think_tokens=0), **changes)[0].answer
+        for changes in ({"free": True, "at_once": True}, {})
+    )
     assert free.prompt_tokens == node.prompt_tokens + len(prompt.encode_opening(engine.model.tokenizer))
     assert len(free.token_ids) == len(free.log_probs) == free.output_tokens
 
