@@ -25,6 +25,8 @@ class _Camera:
     ahead_ns: int = 0  # newest frame's capture minus its arrival
     bad_ns: int | None = None  # arrival of the last image that cannot be used
     bad_reason: str = ""
+    lacking_ns: int | None = None  # since when there are frames, but not enough for a window
+    resized_ns: int | None = None  # arrival of the last frame whose size was another than before
 
 
 class CameraWindows:
@@ -68,15 +70,20 @@ class CameraWindows:
             Last grid tick of the newest window when that has moved; else None.
         """
         camera = self._cameras[frame.camera]
+        camera.arrived_ns = self._clock()
         if camera.shape and camera.shape != frame.image.shape:
             # The camera changed its size: frames of two sizes never share a window.
             camera.buffer.clear()
             camera.buffer.put(frame)
+            camera.resized_ns = camera.arrived_ns
         camera.shape = frame.image.shape
-        camera.arrived_ns = self._clock()
         camera.ahead_ns = frame.stamp_ns - camera.arrived_ns
         camera.fresh_ns = min(frame.stamp_ns, camera.arrived_ns)
         window = camera.buffer.window(self._config.min_frames)
+        if window is not None:
+            camera.lacking_ns = None
+        elif camera.lacking_ns is None:
+            camera.lacking_ns = camera.arrived_ns
         last_tick = None if window is None else window.first_tick + len(window.frames) - 1
         moved = last_tick is not None and last_tick != camera.last_tick
         camera.last_tick = last_tick
@@ -89,7 +96,7 @@ class CameraWindows:
         window = camera.buffer.window(2)
         assert window is not None  # it has just moved
         count = len(window.frames)
-        if before is not None and before <= last_tick:
+        if before is not None and before < last_tick:
             count = min(count, last_tick - before)
         return dataclasses.replace(
             window, frames=window.frames[-count:], first_tick=last_tick + 1 - count, held=0, asked=count
@@ -106,7 +113,8 @@ class CameraWindows:
         for camera in self._cameras.values():
             camera.buffer.clear()
             camera.buffer.counters.clock_jumps += 1
-            camera.fresh_ns = camera.bad_ns = camera.last_tick = None
+            camera.fresh_ns = camera.bad_ns = camera.lacking_ns = camera.resized_ns = None
+            camera.last_tick = camera.taken_tick = None
 
     def ahead_s(self, name: str) -> float:
         """Seconds that the newest frame's stamp was ahead of node time when it came; negative: behind."""
@@ -126,16 +134,22 @@ class CameraWindows:
         self.check_fresh(name, max_stale_s)
         window = self.buffer(name).window(self._config.min_frames)
         if window is None:
-            raise CosmosReasonError(
-                ErrorCode.NO_FRAMES,
-                f"camera {name!r} has not given {self._config.min_frames} frames in a row yet: try again in "
-                f"{self._config.min_frames / self._config.fps:.1f} s{self._after_hole(name)}",
-            )
+            raise self._no_window(name)
         return window
 
-    def _after_hole(self, name: str) -> str:
-        """For a camera that may be too slow for any window: waiting alone would not help."""
-        hole_s = self.buffer(name).hole_ns / 1e9
+    def _no_window(self, name: str) -> CosmosReasonError:
+        return CosmosReasonError(
+            ErrorCode.NO_FRAMES,
+            f"camera {name!r} has not given {self._config.min_frames} frames in a row yet: try again in "
+            f"{self._config.min_frames / self._config.fps:.1f} s{self._why_waiting_may_not_help(name)}",
+        )
+
+    def _why_waiting_may_not_help(self, name: str) -> str:
+        """For a camera that may be too slow for any window, or is two."""
+        camera = self._cameras[name]
+        if camera.resized_ns is not None and camera.resized_ns == camera.arrived_ns:
+            return f"; its images change their size: does more than one camera publish {camera.topic}?"
+        hole_s = camera.buffer.hole_ns / 1e9
         if not hole_s:
             return ""
         return (
@@ -144,10 +158,16 @@ class CameraWindows:
         )
 
     def check_fresh(self, name: str, max_stale_s: float) -> None:
-        """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest image of ``name`` is recent."""
+        """Raise NO_FRAMES, STALE_FRAMES or BAD_IMAGE unless the newest image of ``name`` is recent.
+
+        Also NO_FRAMES when images come, but for longer than ``max_stale_s`` have never made a window.
+        """
         camera = self._cameras[name]
         age_s = self._age_s(camera)
         if age_s is not None and age_s <= max_stale_s:
+            fill_s = max_stale_s + self._config.min_frames / self._config.fps
+            if camera.lacking_ns is not None and self._clock() - camera.lacking_ns > fill_s * 1e9:
+                raise self._no_window(name)
             return
         if camera.bad_ns is not None and (age_s is None or camera.bad_ns > camera.arrived_ns):
             raise CosmosReasonError(

@@ -285,11 +285,19 @@ def _isolated_ros(domain: int | None) -> dict[str, str]:
 
 
 def _fresh_directory(directory: Path) -> Path:
-    """The session's directory without an earlier session's files (and nothing else touched)."""
+    """The session's directory without an earlier session's files (and nothing else touched).
+
+    Raises:
+        ValueError: there is a folder of that name which no session has made.
+        OSError: it cannot be made.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    frames = directory / FRAMES_DIR
+    if frames.exists() and not any((directory / name).exists() for name in (DECISIONS_FILE, SESSION_FILE)):
+        raise ValueError(f"{frames} is not of an earlier demo: choose another --out")
+    shutil.rmtree(frames, ignore_errors=True)  # first: the others say that it is ours
     for name in (DECISIONS_FILE, SESSION_FILE, report.REPORT_FILE):
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / FRAMES_DIR, ignore_errors=True)
     return directory
 
 

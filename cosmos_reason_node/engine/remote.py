@@ -65,12 +65,7 @@ class RemoteEngine:
     """
 
     def __init__(self, spec: EngineSpec, model: ModelSpec, stall_s: float = STALL_S) -> None:
-        parts = urllib.parse.urlsplit(spec.remote_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CosmosReasonError(
-                ErrorCode.INVALID_REQUEST,
-                f"remote_url must be http(s)://host:port/v1, not {spec.remote_url!r}",
-            )
+        parts = parse_address(spec.remote_url)
         self.key = os.environ.get(spec.remote_key_env, "") if spec.remote_key_env else ""
         if spec.remote_key_env and not self.key:
             raise CosmosReasonError(
@@ -325,6 +320,24 @@ class _Call:
             prefill_s=first - self.started, decode_s=now - first, first_token_s=first - self.started
         )
         return Done(self.index, answer, latency)
+
+
+def parse_address(url: str) -> urllib.parse.SplitResult:
+    """Parts of ``remote_url``.
+
+    Raises:
+        CosmosReasonError: INVALID_REQUEST, it is no address.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that is left open
+        usable = False
+    if not usable or any(character.isspace() or not character.isprintable() for character in url):
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST, f"remote_url must be http(s)://host:port/v1, not {url!r}"
+        )
+    return parts
 
 
 def refusal(engine: RemoteEngine, status: int, body: bytes) -> CosmosReasonError:

@@ -8,6 +8,8 @@ copied to a new file beside it, which then takes its place; a bag that is whole 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import shutil
 import struct
@@ -40,7 +42,7 @@ def repair(directory: Path) -> int:
         The number of messages in it.
 
     Raises:
-        ValueError: this is no such bag.
+        ValueError: this is no such bag, or it is still being written.
         OSError: it cannot be read or written.
     """
     files = sorted(directory.glob("*.mcap"))
@@ -50,9 +52,21 @@ def repair(directory: Path) -> int:
     with open(file, "rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{file} is no MCAP file")
-    if not _is_whole(file):
-        _copy_readable(file, directory)
+        with contextlib.suppress(OSError):  # a file system without locks
+            _lock(stream, directory)
+        if not _is_whole(file):
+            _copy_readable(file, directory)
     return _write_metadata(file, directory)
+
+
+def _lock(stream: IO[bytes], directory: Path) -> None:
+    """Keep others from repairing it too; a bag that is being written looks torn, and is locked."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{directory} is still being written; it will be complete when its recording ends"
+        ) from None
 
 
 def _is_whole(file: Path) -> bool:

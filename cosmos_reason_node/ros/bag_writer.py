@@ -7,7 +7,10 @@ moments; ``python -m cosmos_reason_node.ros.bag_repair`` completes such a bag.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +62,11 @@ class BagWriter:
         # Image data does not compress at a speed that a robot can pay for.
         stream = cast("IO[bytes]", self._stream)
         self._mcap = Writer(stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.NONE)
-        self._mcap.start(profile="ros2", library="cosmos_reason")
+        try:
+            self._mcap.start(profile="ros2", library="cosmos_reason")
+        except OSError:  # no room, whatever the disk says: each new try would leave a directory
+            self.discard()
+            raise
         self._topics: dict[str, BagTopic] = {}
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
@@ -125,6 +132,11 @@ class BagWriter:
         self._closed = True
         self._stream.close()
 
+    def discard(self) -> None:
+        """Remove a bag that could not be begun."""
+        self.abandon()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
     def _counted(self) -> Sequence[TopicCount]:
         return [
             TopicCount(name, topic.definition.type, topic.definition.type_hash, topic.qos, self._counts[name])
@@ -135,12 +147,15 @@ class BagWriter:
 class _Stream:
     """An unbuffered file: what was written is the kernel's, whatever happens to this process.
 
-    ``mcap`` would put a buffer in front of a RawIOBase and would not notice a short write.
+    ``mcap`` would put a buffer in front of a RawIOBase and would not notice a short write. The lock tells
+    bag_repair that somebody still writes; the kernel takes it back with the process.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._size = 0
 
     def write(self, data: bytes) -> int:

@@ -48,15 +48,22 @@ class DiskBudget:
         Raises:
             CosmosReasonError: DISK_BUDGET_EXCEEDED; nothing was accounted for.
         """
-        with self._lock:
-            self._check(size)
-            self._used += size
-            self._unchecked += size
+        try:
+            self._spend(size)
+        except CosmosReasonError:
+            self.measure()  # bags may have been moved away since
+            self._spend(size)
 
     def require(self, size: int) -> None:
         """Raise as ``spend`` would; nothing is accounted for."""
         with self._lock:
             self._check(size)
+
+    def _spend(self, size: int) -> None:
+        with self._lock:
+            self._check(size)
+            self._used += size
+            self._unchecked += size
 
     def _check(self, size: int) -> None:
         if self._used + size > self._limit:

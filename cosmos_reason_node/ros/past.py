@@ -51,6 +51,7 @@ class Past:
         self._ticks: dict[str, int] = {}  # of the newest image of each topic in ``_sampled``
         self._others = _Queue(min(limit_bytes, _SMALL_LIMIT_BYTES))
         self._latched: dict[str, Entry | None] = {}
+        self._has_images = False  # there were some, whether or not memory has kept any
 
     @property
     def size(self) -> int:
@@ -62,8 +63,13 @@ class Past:
         self._keep_s = keep_s
 
     def reach_s(self, now_s: float) -> float:
-        """How far the images in memory reach back at ``now_s``, seconds; without images, the rest."""
-        oldest = self._sampled.entries or self._images.entries or self._others.entries
+        """How far the images in memory reach back at ``now_s``, seconds.
+
+        Where no image has ever come, how far the rest does.
+        """
+        oldest = self._sampled.entries or self._images.entries
+        if not self._has_images:
+            oldest = self._others.entries
         return now_s - oldest[0].received_s if oldest else 0.0
 
     def thin(self, period_ns: int) -> None:
@@ -81,6 +87,7 @@ class Past:
         if entry.topic.name in self._latched:
             self._latched[entry.topic.name] = entry
         queue = self._images if entry.topic.definition.type in _IMAGE_TYPES else self._others
+        self._has_images |= queue is self._images
         for dropped in queue.add(entry):
             if queue is self._images and self._is_sampled(dropped):
                 self._sampled.add(dropped)

@@ -43,7 +43,7 @@ _MAX_CAPTURE_S = 600.0
 # A bag's thread that is further behind than this drops messages.
 _QUEUE_BYTES = 64 << 20
 RETRY_S = 60.0
-# The continuous recording goes on once the disk takes so much more: else there is an empty bag a minute.
+# The continuous recording begins once the disk takes so much: else there is an empty bag a minute.
 _RESUME_BYTES = 64 << 20
 _MARGIN_S = 1.0  # before and after what a correction is about
 _MAX_CORRECTED = 4  # bags of corrections at a time
@@ -236,25 +236,24 @@ class Recorder:
     def start_continuous(self, split_s: float) -> None:
         """Record everything from now on, a bag every ``split_s`` seconds; see ``tend``.
 
+        Where the disk takes nothing now, it begins once there is room: a full disk is no reason for a robot
+        to be without its node. Until then report().error says why.
+
         Raises:
-            CosmosReasonError: RECORDING_BUSY (it runs already), DISK_BUDGET_EXCEEDED, RECORDING_FAILED.
+            CosmosReasonError: RECORDING_BUSY (it runs already).
         """
         self._reap()
         if self._continuous is not None:
             raise CosmosReasonError(ErrorCode.RECORDING_BUSY, "the continuous recording is already running")
         self._split_s = split_s
-        self._begin_continuous(split_s)
+        self._try_continuous(split_s)
 
     def tend(self) -> None:
         """Go on with a continuous recording that stopped, RETRY_S later; call it about once a second."""
         self._reap()
         if self._split_s is None or self._continuous is not None or time.monotonic() < self._retry_at_s:
             return
-        self._retry_at_s = time.monotonic() + RETRY_S
-        try:
-            self._begin_continuous(self._split_s, min(_RESUME_BYTES, self._budget_bytes // 10))
-        except CosmosReasonError as error:
-            self._failed(_CONTINUOUS, f"the continuous recording cannot go on: {error.message}")
+        self._try_continuous(self._split_s)
 
     def report(self) -> RecorderReport:
         """State now."""
@@ -284,18 +283,28 @@ class Recorder:
             bag.join(max(0.0, end_s - time.monotonic()))
             if bag.running:
                 kind = _CONTINUOUS if bag is self._continuous else _CAPTURE
-                self._failed(kind, f"{bag.path} could not be completed in time; run bag_repair on it")
+                self._failed(
+                    kind,
+                    f"{bag.path} could not be completed in time and is still being written; should the "
+                    "process end before that, run bag_repair on it",
+                )
         self._reap()
 
     def _bags(self) -> list[BagThread]:
         """Those being written, the continuous recording's last."""
         return [bag for bag in (self._capture, *self._corrected, self._continuous) if bag is not None]
 
-    def _begin_continuous(self, split_s: float, room_bytes: int = 0) -> None:
+    def _try_continuous(self, split_s: float) -> None:
         now_s = time.monotonic()
+        self._retry_at_s = now_s + RETRY_S
+        try:
+            writer = self._open("continuous", min(_RESUME_BYTES, self._budget_bytes // 10))
+        except CosmosReasonError as error:
+            self._failed(_CONTINUOUS, f"the continuous recording waits: {error.message}")
+            return
         self._continuous = self._thread(
             _CONTINUOUS,
-            self._open("continuous", room_bytes),
+            writer,
             self._past.between(now_s),
             until_s=math.inf,
             split_s=split_s,
@@ -322,8 +331,12 @@ class Recorder:
             self._budget.measure()
             self._budget.require(room_bytes)
             writer = BagWriter(self._unused(name), self._budget.spend)
-            for topic in list(self._topics.values()):
-                writer.add_topic(topic)
+            try:
+                for topic in list(self._topics.values()):
+                    writer.add_topic(topic)
+            except OSError:
+                writer.discard()
+                raise
         except OSError as error:
             raise CosmosReasonError(
                 ErrorCode.RECORDING_FAILED,

@@ -67,6 +67,8 @@ class Setup:
         Raises:
             CosmosReasonError: with what is wrong and what to do.
         """
+        for name in ("model", "engine_fallback", "record_dir"):
+            _check_home(name, getattr(config, name))
         if not config.model and config.engine in _MODEL_FOLDER:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST,
@@ -303,7 +305,12 @@ def _recorder(node: Node, config: Config) -> Recorder:
 
 
 def check_topics(node: Node, config: Config) -> None:
-    """Refuse camera topics that ROS would refuse later; CosmosReasonError INVALID_REQUEST."""
+    """Refuse camera topics that ROS would refuse later, and one topic under two names or spellings.
+
+    Raises:
+        CosmosReasonError: INVALID_REQUEST.
+    """
+    taken: dict[str, str] = {}
     for name, topic in config.camera_topics.items():
         try:
             full = expand_topic_name(topic, node.get_name(), node.get_namespace())
@@ -312,6 +319,24 @@ def check_topics(node: Node, config: Config) -> None:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST, f"the topic of camera {name!r} is not a topic name: {error}"
             ) from error
+        resolved = node.resolve_topic_name(topic)
+        if resolved in taken:
+            raise CosmosReasonError(
+                ErrorCode.INVALID_REQUEST,
+                f"cameras {taken[resolved]!r} and {name!r} have one topic, {resolved}: name it once",
+            )
+        taken[resolved] = name
+
+
+def _check_home(name: str, path: str) -> None:
+    """Refuse ``~somebody/...`` of somebody whom this machine does not know."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError as error:
+        raise CosmosReasonError(
+            ErrorCode.INVALID_REQUEST,
+            f"{name} {path!r} begins with the home of a user who is not known here; write the whole path",
+        ) from error
 
 
 def _record_dir(config: Config) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags, read back with another implementation (rosbags), by the definitions inside the bag."""
 
+import errno
 import functools
 import os
 import shutil
@@ -415,3 +416,50 @@ def test_repair_refuses_what_is_no_bag(tmp_path: Path):
         bag_repair.repair(tmp_path)
     assert (tmp_path / "x.mcap").read_bytes() == b"rubbish"
     assert os.listdir(tmp_path) == ["x.mcap"]
+
+
+def test_repair_leaves_a_bag_alone_that_is_being_written(recorder: Recorder, capsys: pytest.CaptureFixture):
+    recorder.start_continuous(split_s=100)
+    for i in range(20):
+        recorder.record(CAMERA, image_bytes(i))
+    bag = Path(recorder.report().recording)
+    wait(lambda: recorder.report().bytes_written > 400_000, "nothing is written")
+    assert bag_repair.main([str(bag)]) == 1
+    assert "still being written" in capsys.readouterr().err
+    for i in range(20, 40):
+        recorder.record(CAMERA, image_bytes(i))
+    recorder.close()
+    assert [raw for _, _, raw in read(bag)] == [image_bytes(i) for i in range(40)]
+    assert bag_repair.repair(bag) == 40
+
+
+def test_a_bag_that_cannot_be_begun_leaves_nothing(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: object, data: bytes) -> int:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("cosmos_reason_node.ros.bag_writer._Stream.write", full)
+    with pytest.raises(CosmosReasonError, match="quota"):
+        recorder.capture(0, 0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bags_moved_away_make_room_at_once(tmp_path: Path):
+    (tmp_path / "old").write_bytes(bytes(1000))
+    budget = DiskBudget(tmp_path, 1500, min_free_bytes=0)
+    with pytest.raises(CosmosReasonError, match="move some away"):
+        budget.spend(600)
+    (tmp_path / "old").unlink()
+    budget.spend(600)
+
+
+def test_a_past_without_room_for_an_image_does_not_reach_back(tmp_path: Path, warnings: list[str]):
+    recorder = make_recorder(tmp_path, warnings)
+    recorder.record(NOTES, note("no camera yet"))
+    time.sleep(0.05)
+    assert recorder.report().buffered_s >= 0.05
+    recorder.record(CAMERA, image_bytes(1, side=3000))  # 27 MB, more than memory has
+    recorder.record(NOTES, note("an image was too large"))
+    assert recorder.report().buffered_s == 0.0
+    recorder.close()

@@ -16,9 +16,9 @@ from rclpy.node import Node
 
 from cosmos_reason_node.config import Config
 from cosmos_reason_node.engine.base import Done
-from cosmos_reason_node.errors import ErrorCode
+from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.ros.outlets import Outlets
-from cosmos_reason_node.ros.session import Session, Setup
+from cosmos_reason_node.ros.session import Session, Setup, check_topics
 from cosmos_reason_node.types import Answer, Frame, Latency, Query, QueryKind, Source, Verdict
 from cosmos_reason_node.window import Offer
 from tests.ros.node_process import tiny_model, until
@@ -93,3 +93,40 @@ def test_the_engine_takes_the_cores_that_the_node_may_use(tmp_path: Path, monkey
     settings = {"model": str(tiny_model()), "record_dir": str(tmp_path)}
     assert Setup.check(Config(**settings)).engine_spec().threads == 2
     assert Setup.check(Config(**settings, threads=5)).engine_spec().threads == 5
+
+
+def test_a_full_disk_keeps_no_robot_without_its_node(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cosmos_reason_node.ros.recorder.RETRY_S", 0.1)
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    (bags / "of yesterday").write_bytes(bytes(1 << 20))
+    settings = {"record_dir": str(bags), "record_continuous": True, "record_budget_mb": 1}
+    session = Session(
+        node, Setup.check(Config(model=str(tiny_model()), **settings)), ScriptedEngine(), Outlets(node)
+    )
+    try:
+        report = session.recorder.report()
+        assert not report.recording
+        assert "record_budget_mb" in report.error
+        (bags / "of yesterday").unlink()
+        time.sleep(0.15)
+        session.refresh()
+        assert session.recorder.report().recording, "there is room now"
+    finally:
+        session.close()
+
+
+def test_one_topic_in_two_spellings_is_refused(node: Node):
+    check_topics(node, Config(cameras=("a=image_raw", "b=other")))
+    with pytest.raises(CosmosReasonError, match="'a' and 'b' have one topic, /image_raw") as raised:
+        check_topics(node, Config(cameras=("a=image_raw", "b=/image_raw")))
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("name", ["model", "record_dir", "engine_fallback"])
+def test_the_home_of_nobody_is_refused_by_the_setting_s_name(name: str):
+    settings = {"model": str(tiny_model()), name: "~nobody-here/x"}
+    with pytest.raises(CosmosReasonError, match=f"{name} '~nobody-here/x'"):
+        Setup.check(Config(**settings))

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import av
 import numpy as np
 import pytest
 
@@ -61,11 +62,55 @@ def test_a_json_beside_a_video_describes_it(tmp_path):
         choose(video=str(video))
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"task": None}, "task must be a text"),
+        ({"options": 5}, "options must be a list"),
+        ({"options": "reach"}, "options must be a list"),
+        ({"truth": []}, "truth must be lists"),
+        ({"truth": {"completion": [[0, 1]]}}, "truth must be lists"),
+    ],
+)
+def test_a_json_beside_a_video_that_holds_something_else_is_refused(tmp_path, beside, named):
+    video = write_video(tmp_path / "mine.mp4", steady(4, 10.0))
+    video.with_suffix(".json").write_text(json.dumps(beside))
+    with pytest.raises(ValueError, match=f"mine.json beside the video: {named}"):
+        choose(video=str(video))
+
+
+def test_a_video_whose_header_has_no_length_is_measured(tmp_path):
+    """As a browser or an encoder leaves it that writes to a stream."""
+    video = write_video(tmp_path / "mine.mp4", steady(30, 10.0))
+    stream = tmp_path / "mine.h264"
+    with av.open(str(video)) as source, av.open(str(stream), "w", format="h264") as target:
+        copied = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                target.mux(packet)
+    length_s = choose(video=str(stream)).duration_s
+    assert length_s > 0
+    assert choose(video=str(stream), seconds=length_s / 3).duration_s == pytest.approx(length_s / 3)
+
+
+def test_a_folder_of_frames_that_no_demo_made_is_left_alone(capsys, tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "holiday.jpg").write_bytes(b"mine")
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert "choose another --out" in capsys.readouterr().out
+    assert (tmp_path / "frames" / "holiday.jpg").read_bytes() == b"mine"
+    (tmp_path / "decisions.jsonl").touch()
+    demo._fresh_directory(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_contradictions_and_missing_sources_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         choose(video="a.mp4", camera="/dev/video0")
-    with pytest.raises(ValueError, match="SECONDS_LIMIT"):
-        choose(seconds=-1.0)
+    for seconds in (-1.0, 1e5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="SECONDS_LIMIT"):
+            choose(seconds=seconds)
     with pytest.raises(VideoError, match="there is no video"):
         choose(video=str(tmp_path / "none.mp4"))
     with pytest.raises(VideoError, match="there is no camera"):

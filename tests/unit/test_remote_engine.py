@@ -330,7 +330,8 @@ def test_keys_come_from_the_environment_and_are_not_shown(server, monkeypatch):
 
 
 def test_addresses_and_names_that_do_not_do(server):
-    for url in ("", "localhost:8000", "ftp://host/v1"):
+    bad = ["", "localhost:8000", "ftp://host/v1", "http://host:80800/v1", "http://host:8000a/v1"]
+    for url in (*bad, "http://ho st:80/v1", "http://[::1/v1", "http://host:0/v1"):
         with pytest.raises(CosmosReasonError, match="remote_url must be"):
             load_engine(EngineSpec(str(NANO), kind="remote", remote_url=url))
     server.fault = "models"
