@@ -112,6 +112,8 @@ def check_query(query: Query) -> None:
             ErrorCode.INVALID_REQUEST, f"think_tokens must be -1 or more, not {query.think_tokens}"
         )
     for text in (query.task, query.action, query.question, *query.options):
+        if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise CosmosReasonError(ErrorCode.INVALID_REQUEST, "a text holds half of a character")
         if len(text) > MAX_TEXT_CHARS:
             raise CosmosReasonError(
                 ErrorCode.QUESTION_TOO_LONG,

@@ -127,8 +127,8 @@ class Batch:
         if self._slot is not None:
             self._machine.prefixes.release(self._slot)
             self._slot = None
-        if self._regions is not None and self._machine.keep_spare and not self._is_lent:
-            self._machine.spare = self._regions
+        if self._regions is not None and not self._is_lent:
+            self._machine.give_back(self._regions)
         self._regions = None
 
     @torch.inference_mode()

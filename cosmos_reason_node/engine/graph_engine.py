@@ -138,6 +138,7 @@ class GraphEngine(TorchEngine):
             PrefixPool(decoder, _KEPT_PREFIXES if kept_pairs else 0),
             Vocabulary(model.tokenizer, sizes.vocabulary),
             min(spec.max_position - FORCED_TOKENS, sizes.max_prefix),
+            sizes.max_own,
             mrope_time=mrope_time,
             min_confidence=min_confidence,
             default_think_tokens=default_think_tokens,

@@ -172,11 +172,13 @@ class GraphDecoder:
         Raises:
             CosmosReasonError: QUESTION_TOO_LONG, over what the graphs were exported for.
         """
-        return GraphPrefix(self._cache(self._room(capacity, self._sizes.max_prefix, "a prompt")))
+        more = "export again with a larger --max-tokens"
+        return GraphPrefix(self._cache(self._room(capacity, self._sizes.max_prefix, "a prompt", more)))
 
     def new_branches(self, regions: int, capacity: int) -> GraphBranches:
         """Empty regions; see ``new_prefix``."""
-        room = self._room(capacity, self._sizes.max_own, "a question with its answer")
+        less = "ask for fewer think_tokens"
+        room = self._room(capacity, self._sizes.max_own, "a question with its answer", less)
         return GraphBranches(self._cache(regions * room), room)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -304,14 +306,13 @@ class GraphDecoder:
                 outputs[cache_name(name, layer)] = tensor
         self._executor.run("decoder", inputs, outputs)
 
-    def _room(self, wanted: int, most: int, what: str) -> int:
+    def _room(self, wanted: int, most: int, what: str, advice: str) -> int:
         step = self._sizes.cache_step
         room = -(-max(1, wanted) // step) * step
         if room > most:
             raise CosmosReasonError(
                 ErrorCode.QUESTION_TOO_LONG,
-                f"{what} needs {wanted} tokens, the graphs were exported for {most}: ask for less, or export "
-                "again with a larger --max-tokens",
+                f"{what} needs {wanted} tokens, the graphs were exported for {most}: {advice}",
             )
         return room
 

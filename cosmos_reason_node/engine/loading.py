@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 from pathlib import Path
@@ -52,11 +53,13 @@ def load_engine(spec: EngineSpec) -> Engine:
     """
     try:
         return _load_in_memory(spec)
-    except CosmosReasonError as error:
+    except Exception as error:  # also what a library raises: a driver that is too old for TensorRT
         if not spec.fallback_dir or spec.kind == "torch":
             raise
         _log.warning("engine %s: %s. Falling back to torch on %s", spec.kind, error, spec.fallback_dir)
-        return _load_in_memory(dataclasses.replace(spec, kind="torch", model_dir=spec.fallback_dir))
+    # Outside of the handler: the error's frames hold the engine that failed, and its memory.
+    gc.collect()
+    return _load_in_memory(dataclasses.replace(spec, kind="torch", model_dir=spec.fallback_dir))
 
 
 def _load_in_memory(spec: EngineSpec) -> Engine:

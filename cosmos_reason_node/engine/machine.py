@@ -40,8 +40,7 @@ class Machine:
         counters: of work.
         drafts: earlier answers to guess from; None: nothing is guessed.
         fixed: the language model at fixed shapes, to run ahead with; None: steps are waited for.
-        spare: regions that no batch uses, kept for the next; None: none, or not wanted.
-        keep_spare: whether to keep them.
+        most_spare: regions kept for the next batches, at most.
     """
 
     model: LoadedModel
@@ -52,15 +51,23 @@ class Machine:
     counters: Counters = field(default_factory=Counters)
     drafts: Drafts | None = None
     fixed: FixedStep | None = None
-    spare: Branches | None = None
-    keep_spare: bool = False
+    most_spare: int = 0
+    _spare: list[Branches] = field(default_factory=list)  # longest unused first
 
     def regions(self, count: int, capacity: int) -> Branches:
-        """Regions for ``count`` branches of ``capacity`` tokens."""
-        spare, self.spare = self.spare, None
-        if spare is not None and spare.regions >= count and spare.capacity >= capacity:
-            return spare
-        return self.decoder.new_branches(count, -(-capacity // 64) * 64)
+        """Regions for ``count`` branches of ``capacity`` tokens: kept ones that are large enough, or new."""
+        fitting = [one for one in self._spare if one.regions >= count and one.capacity >= capacity]
+        if not fitting:
+            return self.decoder.new_branches(count, -(-capacity // 64) * 64)
+        # Steps at fixed shapes attend to all of a region, so small ones are better.
+        smallest = min(fitting, key=lambda one: one.capacity * one.regions)
+        self._spare.remove(smallest)
+        return smallest
+
+    def give_back(self, regions: Branches) -> None:
+        """Keep regions that no batch uses any more; the longest unused go where there are too many."""
+        self._spare.append(regions)
+        del self._spare[: max(0, len(self._spare) - self.most_spare)]
 
     def wait(self) -> None:
         """Let the device finish, so that times are true and a step is a step."""

@@ -154,7 +154,12 @@ class PrefixPool:
     def take(self, plan: Plan) -> Slot:
         """A place for ``plan``; its ``prefix.length`` says how many tokens it holds already."""
         shared = {id(slot): slot.prefix.usable(plan.shares(*self._held(slot))) for slot in self._slots}
-        best = max(self._slots, key=lambda slot: shared[id(slot)], default=None)
+        # All share the system text: of equals, the one that can be gone on with where it is.
+        best = max(
+            self._slots,
+            key=lambda slot: (shared[id(slot)], slot.plan.cameras == plan.cameras, not slot.users),
+            default=None,
+        )
         slot = self._place(plan, best)
         if best is None:
             held = 0
@@ -226,7 +231,11 @@ class PrefixPool:
         return slot.plan.identity[:length], slot.plan.positions[:, :length]
 
     def _place(self, plan: Plan, best: Slot | None) -> Slot:
-        """An idle slot that is large enough: the best match, else the one of the same cameras, else new."""
+        """An idle slot that is large enough: the best match, else the one of the same cameras, else new.
+
+        New is a slot that would be dropped for it, where there is one: what was captured on its memory
+        (FixedStep, TensorRT's contexts) goes on.
+        """
         need = len(plan.tokens)
         idle = [slot for slot in self._slots if not slot.users and slot.prefix.capacity >= need]
         for slot in idle:
@@ -235,8 +244,12 @@ class PrefixPool:
         for slot in idle:
             if slot.plan.cameras == plan.cameras:
                 return slot
-        slot = Slot(self._decoder.new_prefix(-(-need // _ROUND) * _ROUND), plan)
-        self._slots.append(slot)
+        unused = sum(not slot.users for slot in self._slots)
+        if idle and unused >= self._keep:
+            slot = idle[0]
+        else:
+            slot = Slot(self._decoder.new_prefix(-(-need // _ROUND) * _ROUND), plan)
+            self._slots.append(slot)
         # Of the same cameras only the newest is kept; this one was too small.
         self._slots = [s for s in self._slots if s is slot or s.users or s.plan.cameras != plan.cameras]
         return slot

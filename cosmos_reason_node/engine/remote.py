@@ -21,12 +21,12 @@ import contextlib
 import http.client
 import json
 import os
-import queue
 import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from .. import prompt
@@ -80,6 +80,8 @@ class RemoteEngine:
         self.address = parts
         self._served = spec.remote_model
         self._asking = threading.Lock()  # for the model's name
+        self.news = threading.Condition()  # some server has sent something
+        self._calls: set[_Call] = set()  # of all requests
         self._closed = False
 
     @property
@@ -104,7 +106,15 @@ class RemoteEngine:
     def answer(self, request: Request) -> Generator[Event, int | None, None]:
         """See Engine.answer."""
         started = time.monotonic()
-        calls: list[_Call] = []
+        calls: dict[int, _Call] = {}
+        dropped: set[int] = set()
+
+        def drop(index: int | None) -> None:
+            if index is not None:
+                dropped.add(index)
+                if index in calls:
+                    self._end(calls.pop(index))
+
         try:
             if self._closed:
                 raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, "the engine is closed")
@@ -118,36 +128,42 @@ class RemoteEngine:
             media = [part for window in request.windows for part in window_parts(window, form)]
             visual = sum(fewest_tokens(window, self.model, form) for window in request.windows)
             for index, query in enumerate(request.queries):
+                if index in dropped:
+                    continue
                 try:
                     prompt.check_query(query)
-                    call = _Call(self, index, request, media, visual)
+                    calls[index] = _Call(self, index, request, media, visual, started)
                 except CosmosReasonError as error:
-                    yield Failed(index, error.code, error.message)
+                    drop((yield Failed(index, error.code, error.message)))
                     continue
-                calls.append(call)
-                call.start()
-            for call in calls:
-                call.started = started
+                with self.news:
+                    self._calls.add(calls[index])
+                calls[index].start()
             while calls:
                 if 0 < request.deadline_s <= time.monotonic() - started:
                     raise CosmosReasonError(
                         ErrorCode.DEADLINE_EXCEEDED,
                         f"not answered within its deadline of {request.deadline_s:g} s",
                     )
-                for call in list(calls):
-                    for event in call.poll(_POLL_S / len(calls)):
-                        if not isinstance(event, Token) and call in calls:
-                            calls.remove(call)
-                            call.stop()
-                        dropped = yield event
-                        for other in [other for other in calls if other.index == dropped]:
-                            calls.remove(other)
-                            other.stop()
+                with self.news:  # of any request: who waits here holds up what others have been sent
+                    self.news.wait_for(lambda: any(call.has_news for call in self._calls), _POLL_S)
+                events = [call.next() for call in calls.values() if call.has_news or call.is_stalled]
+                for event in events or [Token(min(calls), "", False)]:
+                    if event.branch not in calls:
+                        continue  # dropped while another's was handed over
+                    if not isinstance(event, Token):
+                        self._end(calls.pop(event.branch))
+                    drop((yield event))
         except CosmosReasonError as error:
             yield Failed(-1, error.code, error.message)
         finally:
-            for call in calls:
-                call.stop()
+            for call in calls.values():
+                self._end(call)
+
+    def _end(self, call: _Call) -> None:
+        with self.news:
+            self._calls.discard(call)
+        call.stop()
 
     def connect(self) -> http.client.HTTPConnection:
         """A new connection; whatever was wrong with an earlier one is no concern of this one."""
@@ -216,15 +232,16 @@ class _Call:
         request: Request,
         media: Sequence[dict[str, Any]],
         visual: int,
+        started: float,
     ) -> None:
-        self.index, self.started, self._engine = index, time.monotonic(), engine
+        self._index, self._started, self._engine = index, started, engine
         spec = engine.spec
         asked = remote_request(request, index, media, spec.remote_video, spec.default_think_tokens)
         query = request.queries[index]
         self._said = RemoteText(query, asked.opened, request.free, asked.most, visual, spec.min_confidence)
         self._first = 0.0
         self._body = asked.body
-        self._pieces: queue.SimpleQueue[dict[str, Any] | CosmosReasonError | None] = queue.SimpleQueue()
+        self._pieces: deque[dict[str, Any] | CosmosReasonError | None] = deque()
         self._connection = engine.connect()
         self._socket: socket.socket | None = None
         self._is_stopped = False
@@ -242,43 +259,53 @@ class _Call:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def poll(self, wait_s: float) -> Iterator[Event]:
-        """What has come since; at least one event."""
+    @property
+    def has_news(self) -> bool:
+        """Whether the server has sent something that ``next`` has not given yet."""
+        return bool(self._pieces)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has sent nothing for too long."""
+        return not self._pieces and time.monotonic() - self._heard > self._engine.stall_s
+
+    def next(self) -> Token | Done | Failed:
+        """The oldest news, or that there is none."""
         try:
-            try:
-                piece = self._pieces.get(timeout=wait_s)
-            except queue.Empty:
-                if time.monotonic() - self._heard > self._engine.stall_s:
-                    raise failed(
-                        f"the server has sent nothing for {self._engine.stall_s:g} s: it is stuck or "
-                        "overloaded; look at its log, ask again"
-                    ) from None
-                yield Token(self.index, "", False)
-                return
-            self._heard = time.monotonic()
+            if not self._pieces:
+                raise failed(
+                    f"the server has sent nothing for {self._engine.stall_s:g} s: it is stuck or overloaded; "
+                    "look at its log, ask again"
+                )
+            piece = self._pieces.popleft()
             if isinstance(piece, CosmosReasonError):
                 raise piece
             if piece is None:
-                yield self._done()
-                return
+                return self._done()
             thinking = self._said.thinking
             text = self._said.take(piece)
             if text and not self._first:
                 self._first = time.monotonic()
-            yield Token(self.index, text, thinking)
+            return Token(self._index, text, thinking)
         except CosmosReasonError as error:
-            yield Failed(self.index, error.code, error.message)
+            return Failed(self._index, error.code, error.message)
+
+    def _put(self, piece: dict[str, Any] | CosmosReasonError | None) -> None:
+        with self._engine.news:
+            self._heard = time.monotonic()
+            self._pieces.append(piece)
+            self._engine.news.notify_all()
 
     def _read(self) -> None:
         """Thread: the stream, piece by piece, then None or what went wrong."""
         try:
-            self._pieces.put(None if self._stream() else failed(CUT_OFF))
+            self._put(None if self._stream() else failed(CUT_OFF))
         except CosmosReasonError as error:
-            self._pieces.put(error)
+            self._put(error)
         except (OSError, http.client.HTTPException) as error:
-            self._pieces.put(unreachable(self._engine, error))
+            self._put(unreachable(self._engine, error))
         except Exception as error:  # nothing that a server sends may leave a request without an end
-            self._pieces.put(failed(f"the server's stream is damaged ({type(error).__name__}: {error})"))
+            self._put(failed(f"the server's stream is damaged ({type(error).__name__}: {error})"))
         finally:
             self._connection.close()
 
@@ -303,7 +330,7 @@ class _Call:
                 error = piece.get("error") or (piece if piece.get("object") == "error" else None)
                 if error:
                     raise failed(f"the server ends with an error: {self._engine.hide(str(error))[:200]}")
-                self._pieces.put(piece)
+                self._put(piece)
         return False
 
     def _open(self, connection: http.client.HTTPConnection) -> bool:
@@ -317,9 +344,9 @@ class _Call:
         now = time.monotonic()
         first = self._first or now
         latency = Latency(
-            prefill_s=first - self.started, decode_s=now - first, first_token_s=first - self.started
+            prefill_s=first - self._started, decode_s=now - first, first_token_s=first - self._started
         )
-        return Done(self.index, answer, latency)
+        return Done(self._index, answer, latency)
 
 
 def parse_address(url: str) -> urllib.parse.SplitResult:

@@ -165,6 +165,15 @@ class Run:
                 f"a prompt of {length} tokens, {think} of thought and {request.max_answer_tokens} of answer "
                 f"do not fit into the model's {engine.context}: ask for less",
             )
+        own = engine.max_own_tokens
+        if 0 < own < len(suffix) + output:
+            most = own - len(suffix) - output + think
+            raise CosmosReasonError(
+                ErrorCode.QUESTION_TOO_LONG,
+                f"a question of {len(suffix)} tokens, {think} of thought and {request.max_answer_tokens} of "
+                f"answer do not fit into the {own} that the graphs have for one: "
+                + (f"ask for at most {most} think_tokens" if most >= 0 else "use shorter texts"),
+            )
         grammar = (
             FreeBranch(engine.vocabulary, think + request.max_answer_tokens, request.min_tokens, opening)
             if request.free

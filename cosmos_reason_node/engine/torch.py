@@ -36,6 +36,8 @@ from .vision_cache import VisionCache
 
 # Prefixes kept while no request uses them: one a camera, for about as many cameras.
 _KEPT_PREFIXES = 4
+# Memory of branches kept likewise: monitors and a query about an older window are written side by side.
+_KEPT_REGIONS = 2
 
 
 class TorchEngine:
@@ -124,6 +126,7 @@ class TorchEngine:
         prefixes: PrefixPool,
         vocabulary: Vocabulary,
         longest: int,
+        longest_own: int = 0,
         *,
         mrope_time: MropeTime,
         min_confidence: float,
@@ -133,12 +136,16 @@ class TorchEngine:
         drafts: bool,
         fixed: FixedStep | None,
     ) -> None:
-        """All that does not depend on what runs the network; prompts have up to ``longest`` tokens."""
+        """All that does not depend on what runs the network.
+
+        Prompts have up to ``longest`` tokens, a question with its answer up to ``longest_own`` (0: no bound).
+        """
         self.model: LoadedModel | None = model
         self.mrope_time = mrope_time
         self.min_confidence = min_confidence
         self.default_think_tokens = default_think_tokens
         self.context = model.spec.max_position
+        self.max_own_tokens = longest_own
         self._max_prompt_tokens = min(max_prompt_tokens or max(1, longest), max(1, longest))
         self.vocabulary = vocabulary
         masks = (vocabulary.in_text, vocabulary.no_end, vocabulary.at_answer_start)
@@ -148,7 +155,7 @@ class TorchEngine:
             vision,
             prefixes,
             {id(mask): torch.from_numpy(mask).to(model.device) for mask in masks},
-            keep_spare=kept_pairs > 0,
+            most_spare=_KEPT_REGIONS if kept_pairs else 0,
             drafts=Drafts() if drafts and kept_pairs else None,
             fixed=fixed,
         )

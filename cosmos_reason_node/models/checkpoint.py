@@ -11,8 +11,9 @@ import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from .spec import CONFIG, OWN, PREPROCESSOR, TOKENIZER, invalid, read_json
+from .spec import CONFIG, HYBRID_ARCHITECTURE, OWN, PREPROCESSOR, TOKENIZER, invalid, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,17 +87,45 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_files(directory: Path) -> list[Path]:
-    """Check that all files are there and whole; return the weight files.
+    """Check that all files are there and whole, and are of a model that can be run; return the weight files.
 
     Raises:
         CosmosReasonError: MODEL_INVALID, naming the file.
     """
+    config = read_json(directory / CONFIG)
+    if HYBRID_ARCHITECTURE not in (config.get("architectures") or []):
+        try:
+            _check_attention(directory / CONFIG, config.get("text_config") or config)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+            raise invalid(directory / CONFIG, reason) from error
     if not (directory / TOKENIZER).is_file():
         raise invalid(directory / TOKENIZER, "the file is missing")
     weights = weight_files(directory)
     for path in weights:
         check_safetensors(path)
     return weights
+
+
+def _check_attention(path: Path, text: dict[str, Any]) -> None:
+    """Refuse positions and attention that decoder and graphs compute otherwise: answers would be wrong."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "mrope"):
+        raise invalid(path, f"its rotary embeddings are scaled ({kind}), which is not supported")
+    layers = text.get("layer_types") or ["full_attention"]
+    if text.get("use_sliding_window") and (
+        "sliding_attention" in layers
+        or int(text.get("max_window_layers") or 0) < int(text["num_hidden_layers"])
+    ):
+        raise invalid(path, "its attention has a sliding window, which is not supported")
+    heads = int(text["num_attention_heads"])
+    channels = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
+    sections = rope.get("mrope_section")
+    if not isinstance(sections, list) or 2 * sum(sections) != channels:
+        raise invalid(
+            path, f"mrope_section must have three parts of together {channels // 2}, not {sections!r}"
+        )
 
 
 def digest(directory: Path) -> str:

@@ -25,6 +25,7 @@ class BadServer:
         finish: reason reported.
         logprobs: of the token "yes": its likeliest tokens.
         status: sent instead of an answer, with fault "status".
+        waits_for: a request that holds this text is not answered before ``release`` is set.
         asked: bodies of requests.
         hung_up: requests whose client went away.
     """
@@ -37,6 +38,8 @@ class BadServer:
         self.finish = "stop"
         self.logprobs: dict[str, float] = {"yes": -0.1, "no": -2.5, " the": -4.0}
         self.status = 500
+        self.waits_for = ""
+        self.release = threading.Event()
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.hung_up = 0
@@ -77,6 +80,8 @@ def served() -> Iterator[BadServer]:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
+            if script.waits_for and script.waits_for in json.dumps(body):
+                script.release.wait(60)
             try:
                 for number, piece in enumerate(script.stream()):
                     if number == 2 and script.fault:

@@ -185,6 +185,8 @@ def test_a_folder_without_engines_names_the_command(folder):
         (["--model", str(NANO), "--target", "sm12"], "--target must be one of"),
         (["--model", str(NANO), "--target", "sm80", "--precision", "fp8"], "does not compute fp8"),
         (["--model", str(NANO), "--target", "sm89", "--max-tokens", "99999"], "knows 4096 positions"),
+        (["--model", str(NANO), "--target", "sm89", "--max-tokens", "-100"], "a full window and its text"),
+        (["--model", str(NANO), "--target", "sm89", "--max-tokens", "1"], "a full window and its text"),
         (["--model", str(NANO), "--target", "sm89", "--precision", "int4-awq", "--opset", "18"], "take 21"),
         (["--target", "sm89"], "--model is missing"),
         (["--target", "sm89", "--build-only"], "needs --out"),

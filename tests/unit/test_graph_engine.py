@@ -3,6 +3,8 @@
 
 import contextlib
 import dataclasses
+import re
+import weakref
 
 import numpy as np
 import pytest
@@ -281,3 +283,39 @@ def test_a_device_that_is_none_is_named():
     with pytest.raises(CosmosReasonError, match="device must be") as refused:
         load_engine(EngineSpec(str(exported()), kind="onnx", device="gpu0", warm_up=False))
     assert refused.value.code == ErrorCode.INVALID_REQUEST
+
+
+def test_a_question_that_is_too_long_fails_alone(engine, tmp_path):
+    small = small_engine(tmp_path, max_own=320)
+    whole = answers(small, asked(*QUERIES))
+    running = small.answer(asked(*QUERIES))
+    events = [next(running) for _ in range(3)]
+    long = dataclasses.replace(FREE, think_tokens=300)
+    beside = list(small.answer(asked(long, FREE)))
+    events += list(running)
+    ended = {event.branch: event.answer for event in events if isinstance(event, Done)}
+    assert same([ended[branch] for branch in range(3)], whole)
+    (failed,) = [event for event in beside if isinstance(event, Failed)]
+    assert (failed.branch, failed.error_code) == (0, ErrorCode.QUESTION_TOO_LONG)
+    most = int(re.search(r"at most (\d+) think_tokens", failed.error_msg)[1])
+    assert [event.branch for event in beside if isinstance(event, Done)] == [1]
+    assert len(answers(small, asked(dataclasses.replace(FREE, think_tokens=most)))) == 1
+    (event,) = small.answer(asked(dataclasses.replace(FREE, think_tokens=most + 1)))
+    assert event.error_code == ErrorCode.QUESTION_TOO_LONG
+
+
+def test_what_failed_is_gone_before_its_fallback_is_loaded(monkeypatch):
+    held = []
+
+    def load(spec):
+        if spec.kind == "torch":
+            return held[0]()
+        large = torch.zeros(8)
+        held.append(weakref.ref(large))
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(loading, "_load", load)
+    spec = EngineSpec("export", kind="tensorrt")
+    assert load_engine(dataclasses.replace(spec, fallback_dir="model")) is None
+    with pytest.raises(RuntimeError, match="driver"):
+        load_engine(spec)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -316,3 +317,23 @@ def test_control_ids_cover_what_text_never_holds(model):
     controls = model.tokenizer.control_ids
     assert {model.tokenizer.id_of(token) for token in tiny_model.CONTROL} == controls
     assert np.all([model.tokenizer.texts[i] != "" for i in range(len(model.tokenizer))])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text["rope_parameters"].update(rope_type="yarn", factor=4.0), r"scaled \(yarn\)"),
+        (lambda text: text["rope_parameters"].pop("mrope_section"), "mrope_section must have three parts"),
+        (lambda text: text["rope_parameters"].update(mrope_section=[1, 1, 1]), "mrope_section must have"),
+        (lambda text: text.update(rope_parameters=["default"]), "no attribute"),
+        (
+            lambda text: text.update(use_sliding_window=True, sliding_window=64, max_window_layers=1),
+            "sliding window",
+        ),
+    ],
+)
+def test_positions_and_attention_that_are_computed_otherwise_are_refused(copy, change, reason):
+    edit(copy / "config.json", lambda value: change(value["text_config"]))
+    error = load_error(copy)
+    assert error.code is ErrorCode.MODEL_INVALID
+    assert re.search(reason, error.message)

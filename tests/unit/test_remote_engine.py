@@ -20,6 +20,7 @@ from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.models.spec import read_model_spec
 from cosmos_reason_node.types import Query, QueryKind, Verdict
 from tests.unit import bad_server, language_model_server
+from tests.unit.bad_server import WELL
 from tests.unit.export_files import NANO, window
 
 WAIT_S = 30.0
@@ -362,3 +363,41 @@ def test_a_real_server_answers(monkeypatch):
         assert remote.info.model_id == "smollm2-135m-instruct"
         limited = list(remote.answer(Request("r", (), (query,), free=True, deadline_s=0.001)))
         assert limited[-1].error_code == ErrorCode.DEADLINE_EXCEEDED
+
+
+def test_a_request_that_the_server_keeps_waiting_holds_up_no_other(server, monkeypatch):
+    """As behind another answer; the engine's thread takes turns between requests."""
+    monkeypatch.setattr("cosmos_reason_node.engine.remote._POLL_S", 3600.0)
+    server.waits_for = "close the window"
+    server.pieces = [WELL[0], *["word "] * 50, *WELL[2:]]
+    asking = engine(server, stall_s=3600.0)
+    slow = asking.answer(request(dataclasses.replace(ASKED, task=server.waits_for), AT_ONCE))
+    fast = asking.answer(request())
+    texts, ended_fast = [], None
+    assert isinstance(next(fast), Token)
+    while ended_fast is None:
+        assert not isinstance(next(slow), Failed)
+        event = next(fast)
+        if isinstance(event, Token):
+            texts.append(event.text)
+        else:
+            ended_fast = event
+    assert isinstance(ended_fast, Done)
+    assert "".join(texts).count("word") >= 49
+    server.release.set()
+    slow.close()
+
+
+def test_what_is_dropped_says_nothing_any_more(server):
+    bad = dataclasses.replace(ASKED, options=("one",))
+    for dropped_at in range(8):
+        running = engine(server).answer(request(bad, ASKED, AT_ONCE))
+        seen = []
+        for number in range(1000):
+            try:
+                seen.append(running.send(1) if number == dropped_at + 1 else next(running))
+            except StopIteration:
+                break
+        late = [event for event in seen[dropped_at + 1 :] if event.branch == 1]
+        assert late == []
+        assert {event.branch for event in seen if not isinstance(event, Token)} >= {0, 2}

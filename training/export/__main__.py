@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from cosmos_reason_node.engine.manifest import PRECISIONS, onnx_name, read_manifest
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.checkpoint import check_files
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             return compare(given[1:])
         return _export(_parser().parse_args(given))
-    except (CosmosReasonError, PlanError, FileNotFoundError, ValueError, OSError) as error:
+    except (CosmosReasonError, PlanError, ValueError, OSError, SafetensorError) as error:
         print(f"training.export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -141,6 +141,9 @@ def make_plan(
     tokens = h * w // spec.patches.merge**2
     windows = spec.window_frames // spec.patches.temporal_patch * tokens
     wanted = max_tokens or min(_CAMERAS * windows + _TEXT_ROOM, spec.max_position)
+    least_tokens = min(windows + _TEXT_ROOM, spec.max_position)
+    if wanted < least_tokens:
+        raise PlanError(f"--max-tokens {wanted}: a full window and its text have {least_tokens}")
     if wanted > spec.max_position:
         raise PlanError(f"--max-tokens {wanted}: the model knows {spec.max_position} positions")
     if opset not in (0, *OPSETS):
