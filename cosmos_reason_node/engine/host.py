@@ -9,7 +9,8 @@
 many messages wait, so the outbox is bounded; frames cross as raw bytes. Whatever happens to the process
 (exception, kill -9, out-of-memory killer, a step that hangs), every pending request ends with exactly one
 failure and the process is started again after a pause that doubles up to ``max_backoff_s``. A model that
-cannot be loaded is reported once and not tried again.
+cannot be loaded is reported once and not tried again; one that has been in service is, for as long as it
+takes: a disk or a GPU that is away for a while must not leave a robot without its engine.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _POLL_S = 0.1
 _FIRST_BACKOFF_S = 0.5
 _HEALTHY_S = 60.0  # after this long in READY the back-off starts over
 _MAX_BACKLOG = 64  # messages in the outbox with which frames are no longer put behind them
-_LOAD_ATTEMPTS = 3  # deaths while loading, in a row, before giving up
+_LOAD_ATTEMPTS = 3  # deaths while loading, in a row, before giving up one that was never ready
 
 
 class EngineHost:
@@ -227,14 +228,15 @@ class EngineHost:
 
     def _keep_running(self, stopping: threading.Event) -> None:
         """Run process after process until stopped or given up."""
-        backoff, load_deaths, restarts = _FIRST_BACKOFF_S, 0, 0
+        backoff, load_deaths, restarts, has_served = _FIRST_BACKOFF_S, 0, 0, False
         self._set_state(EngineState.LOADING)
         while not stopping.is_set():
             end = self._run_process(stopping, restarts)
             if stopping.is_set():
                 break
             load_deaths = 0 if end.was_ready else load_deaths + 1
-            if not end.may_restart or load_deaths >= _LOAD_ATTEMPTS:
+            has_served |= end.was_ready
+            if not has_served and (not end.may_restart or load_deaths >= _LOAD_ATTEMPTS):
                 self._set_state(EngineState.FAILED, end.code, end.message)
                 self._fail_pending(end.code, end.message)
                 return

@@ -350,6 +350,22 @@ def test_a_model_that_cannot_be_loaded_is_failed_until_started_again(directory, 
     wait_gone(pid)
 
 
+def test_a_model_that_was_in_service_comes_back_once_its_disk_does(directory, tmp_path):
+    recorder = Recorder()
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    spec = EngineSpec(str(copy), device="cpu", threads=1, warm_up=False)
+    host = EngineHost(spec, recorder.on_event, recorder.on_state, max_backoff_s=0.2)
+    host.start()
+    assert host.wait_ready(WAIT_S).state is EngineState.READY
+    (copy / "model.safetensors").rename(tmp_path / "away")
+    os.kill(host.pid, signal.SIGKILL)
+    recorder.wait(lambda: any(status.error_code is ErrorCode.MODEL_INVALID for status in recorder.states))
+    assert host.status.state is not EngineState.FAILED
+    (tmp_path / "away").rename(copy / "model.safetensors")
+    recorder.wait(lambda: host.status.state is EngineState.READY)
+    host.stop()
+
+
 def test_a_load_that_takes_too_long_is_failed(directory):
     recorder = Recorder()
     spec = EngineSpec(str(directory), device="cpu")
