@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import dataclasses
 import email.utils
 import json
 import socket
@@ -14,7 +15,7 @@ from training.data.curation.endpoint import Endpoint, Meter, Purse
 from training.data.curation.message import Request
 from training.data.curation.outcome import Rejected, Unfinished
 from training.data.curation.prompts import BLIND
-from training.data.curation.store import Store
+from training.data.curation.store import Spent, Store
 
 CALL = Call("local", 50, {"temperature": 0.5, "seed": 7})
 
@@ -234,13 +235,26 @@ def test_the_budget_is_never_exceeded_and_used_up_to_the_last_request(tmp_path):
     assert 1700 <= spent.tokens <= 2000
 
 
+def test_what_answers_report_corrects_what_is_set_aside(tmp_path):
+    """Each reads 4,000 tokens where some 100 are estimated: after one of them the budget allows no other."""
+    usage = '"usage": {"prompt_tokens": 4000, "completion_tokens": 10}'
+    said = f'{{"choices": [{{"message": {{"content": "three"}}}}], {usage}}}'
+    questions = [request(f"Question {i}?") for i in range(6)]
+    other = dataclasses.replace(request("Another step?"), step="trace")
+    with serving(lambda _: Reply(raw=said)) as server:
+        for asked in (questions, [questions[0], other]):  # the second run learns from the store
+            answers, _, spent = ask(tmp_path, server.url, *asked, budget=Budget(tokens=6000), concurrency=1)
+            assert [isinstance(answer, Unfinished) for answer in answers] == [False] + [True] * (
+                len(asked) - 1
+            )
+            assert spent.tokens == 4010
+
+
 def test_an_attempt_that_was_never_heard_of_counts_after_a_restart(tmp_path):
     with serving(lambda _: Reply("three")) as server:
         with Store(tmp_path / "curation.sqlite") as store:
             purse = Purse(Budget(), store)
-            asyncio.run(
-                purse.send("key", "blind", store.spent.__class__(1, 500, 0.25))
-            )  # and the process dies
+            asyncio.run(purse.send("key", "blind", lambda: Spent(1, 500, 0.25)))  # and the process dies
         (answer,), states, spent = ask(tmp_path, server.url, request(), budget=Budget(tokens=501))
         assert isinstance(answer, Unfinished)
         assert states == {"sent": 1}

@@ -97,6 +97,7 @@ def test_every_video_becomes_samples_in_the_projects_conventions(tmp_path, video
     for sample in found:
         media = tmp_path / "out" / sample.media[0].path
         assert cv2.VideoCapture(str(media)).isOpened()
+        assert (videos / sample.provenance.file).samefile(media)
         if sample.options:
             assert sample.options[sample.answer_index] in ("a red cup", "it has tipped over")
         if sample.style.value == "reasoning":
@@ -188,6 +189,7 @@ def test_what_is_rejected_is_counted_with_its_reason(tmp_path, videos):
     assert stages["trace"]["rejected"] == {"disagrees": 3}
     assert samples(tmp_path) == []
     assert len(rejected(tmp_path)) == 3 + 9 + 3 + 3
+    assert {loss["video"] for loss in rejected(tmp_path)} == set(map(str, videos.glob("*.mp4")))
     assert server.steps()["write"] == 12 + 3, "a list that is none is asked for once more"
 
 
@@ -289,6 +291,30 @@ def test_a_full_disk_ends_the_run_and_another_goes_on(tmp_path, videos, needed):
         assert curate(path) == DONE
     assert len(server.arrived) <= needed + 2, "at most what was under way is asked again"
     assert len(samples(tmp_path)) == VIDEOS * SETS
+
+
+def test_a_disk_that_is_full_at_the_end_is_named(tmp_path, videos, capsys):
+    with serving(good) as server:
+        path = config(tmp_path, server.url, videos)
+        (tmp_path / "out" / "samples.jsonl").mkdir(parents=True)  # cannot be written, whoever the user is
+        assert curate(path) == FAILED
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'out'} cannot be written" in said
+        assert "make room there and run it again; nothing is paid twice" in said
+        count = len(server.arrived)
+        (tmp_path / "out" / "samples.jsonl").rmdir()
+        assert curate(path) == DONE
+    assert len(server.arrived) == count
+
+
+def test_a_budget_that_was_passed_all_the_same_is_reported(tmp_path, videos, capsys):
+    with serving(good) as server:
+        assert curate(config(tmp_path, server.url, videos)) == DONE
+        spent = report(tmp_path)["all_runs"]["tokens"]
+        assert report(tmp_path)["budget_exceeded_by"] == {}
+        assert curate(config(tmp_path, server.url, videos, budget={"tokens": spent - 7})) == DONE
+    assert report(tmp_path)["budget_exceeded_by"] == {"tokens": 7}
+    assert "budget.tokens exceeded by 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,15 @@ def test_an_unfinished_evaluation_says_so(engine, tmp_path):
     assert "not the final result" in (tmp_path / "letter.md").read_text()
 
 
+def test_a_protocol_by_which_nothing_of_it_was_asked_has_no_report(engine, tmp_path):
+    """The clips have changed since it was: all of them are new items."""
+    run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path)
+    run.ask(engine, Benchmark("b", (stimulus(1),)), SAMPLED, run.Labels(), tmp_path)
+    assert list(run.score(tmp_path)) == ["strict", "released"]
+    with pytest.raises(ValueError, match="no item was asked in full"):
+        run.score(tmp_path, ["letter"])
+
+
 def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert main(["score", str(tmp_path)]) == 1
     assert "holds no evaluation" in capsys.readouterr().err

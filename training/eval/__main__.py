@@ -9,7 +9,8 @@
     python -m training.eval compare BEFORE AFTER             # paired differences, with intervals
     python -m training.eval export DIR/letter.json ... --out models/nano/eval.json
 
-Started again with the same --out, it goes on where it was.
+Started again with the same --out, it goes on where it was. An --out that holds another model or benchmark is
+refused without --replace.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from cosmos_reason_node.engine.base import Engine
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.spec import ModelSpec, read_model_spec
 from training.data.problems import DataError
+from training.settings import ConfigError
+from training.sft.lock import only_run
 
 from . import calibration, compare, export, run
 from .benchmarks import FAMILIES, data_set, family
@@ -35,7 +38,7 @@ from .rollout import Plan
 
 SIM = "sim"
 SIM_DATA = (Path("build/nano/episodes"), Path("build/nano/clips"))
-SIM_SPLIT = "held_out"
+SIM_SPLIT, SIM_WINDOWS = "held_out", 300
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.get(given[0] if given else "", _evaluate)
     try:
         command(given if command is _evaluate else given[1:])
+    except ConfigError as error:  # of the lock, which training runs share
+        print(f"training.eval: {str(error).replace('run.output', '--out')}", file=sys.stderr)
+        return 1
     except (CosmosReasonError, DataError, ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in _FULL
         advice = ": make room there and start it again; all answers before are kept" if full else ""
@@ -69,10 +75,35 @@ def _evaluate(arguments: list[str]) -> None:
     )
     model = read_model_spec(options.model)
     benchmark = _benchmark(options, model)
-    name = " ".join(part for part in (f"{model.model_id}-{Path(benchmark.name).stem}", way) if part)
-    directory = options.out or Path("build/eval") / name.replace(" ", "-")
+    known = options.bench in (SIM, *FAMILIES)
+    asked = [benchmark.name] if known else [_place(Path(options.bench)), options.split]
+    parts = [checkpoint_name(options.model), *asked, *map(_place, options.data), way]
+    directory = options.out or Path("build/eval") / "-".join(filter(None, parts)).replace(" ", "-")
     for note in benchmark.notes:
         print(f"note: {note}", file=sys.stderr)
+    labels = run.Labels(options.stage, tuple(options.held_out_tasks))
+    with only_run(directory):
+        engine = _engine(options, model)
+        run.ask(engine, benchmark, plan, labels, directory, replace=options.replace)
+        engine.close()
+        reports = run.score(directory)
+    _show(reports, directory, options.protocol)
+
+
+def checkpoint_name(directory: Path) -> str:
+    """Name for a checkpoint's results: training calls all of its own "model", each in its run's folder."""
+    path = directory.expanduser().resolve()
+    return f"{path.parent.name}-{path.name}" if path.name == "model" else path.name
+
+
+def _place(path: Path) -> str:
+    """The end of a path, by which data sets are told apart in the names of folders."""
+    path = path.resolve()
+    parts = path.with_suffix("").parts[1:][-3:] if path.is_file() else path.parts[1:][-2:]
+    return "-".join(parts)
+
+
+def _engine(options: argparse.Namespace, model: ModelSpec) -> Engine:
     # Importing torch takes seconds: whatever is wrong with the arguments has been said by now.
     import torch
 
@@ -95,14 +126,14 @@ def _evaluate(arguments: list[str]) -> None:
             ),
             options.slide,
         )
-    run.ask(engine, benchmark, plan, run.Labels(options.stage, tuple(options.held_out_tasks)), directory)
-    engine.close()
-    _show(run.score(directory), directory, options.protocol)
+    return engine
 
 
 def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     if options.bench == SIM:
         return _simulated(options, model)
+    if options.windows or options.frames:
+        raise ValueError(f"--windows and --frames are for --bench {SIM}: leave them out")
     if options.bench in FAMILIES:
         if options.split:
             raise ValueError(f"--bench {options.bench} has no splits: leave --split out")
@@ -115,12 +146,16 @@ def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     path = Path(options.bench)
     if not path.exists():
         raise ValueError(f"--bench must be {SIM}, {', '.join(FAMILIES)}, or a data set; there is no {path}")
+    if options.data:
+        raise ValueError(f"{path} is a data set and needs no --data: leave it out")
     return data_set(path, model, options.split, options.limit)
 
 
 def _simulated(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     from .simulated import find_sources, simulated  # its libraries are not needed for files
 
+    if options.limit:
+        raise ValueError(f"--limit is for benchmarks from files: say with --windows how many {SIM} takes")
     if options.data and options.split:
         raise ValueError(
             f"--split says which folders of {SIM_DATA[0].parent} to take, --data names others: leave one out"
@@ -129,7 +164,8 @@ def _simulated(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
     own = [path / split for path in SIM_DATA]
     folders = options.data or [path for path in own if path.is_dir()] or own[:1]
     sources = find_sources(folders, options.frames or model.window_frames)
-    made = simulated(sources, options.windows, model)
+    made = simulated(sources, options.windows or SIM_WINDOWS, model)
+    made = dataclasses.replace(made, origin=f"{SIM} of {', '.join(str(path.resolve()) for path in folders)}")
     if split == SIM_SPLIT:
         return made
     return dataclasses.replace(made, name=f"{SIM}-{split}", notes=(f"Split {split}.",))
@@ -202,8 +238,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where its files are (default for {SIM}: {', '.join(map(str, SIM_DATA))}, in them --split)",
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="letter", help="default: letter")
-    parser.add_argument("--seeds", type=_positive, default=5, help="runs of a sampling protocol (5)")
-    parser.add_argument("--permutations", type=_positive, default=4, help="orders of the options (4)")
+    parser.add_argument("--seeds", type=positive, default=5, help="runs of a sampling protocol (5)")
+    parser.add_argument("--permutations", type=positive, default=4, help="orders of the options (4)")
     parser.add_argument("--no-blind", action="store_true", help="do not ask without video")
     parser.add_argument(
         "--think-tokens",
@@ -212,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"tokens of reasoning (letter: 0), or of the whole output (else: {OUTPUT_TOKENS}; 0: the empty "
         "thought is given)",
     )
-    parser.add_argument("--windows", type=_positive, default=300, help="of each simulated source (300)")
+    parser.add_argument("--windows", type=positive, default=0, help=f"of a source of {SIM} ({SIM_WINDOWS})")
     parser.add_argument("--frames", type=int, default=0, help="of a simulated robot window (0: the model's)")
     parser.add_argument("--split", default="", help=f"of a data set (all) or of {SIM} ({SIM_SPLIT})")
     parser.add_argument("--limit", type=int, default=0, help="most clips of a benchmark from files (all)")
@@ -224,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         help="scenes, tasks or actions that were never trained on: reported apart",
     )
     parser.add_argument("--stage", choices=("base", "sft", "rl"), default="sft", help="of the model (sft)")
-    parser.add_argument("--branches", type=_positive, default=32, help="questions at once (32)")
+    parser.add_argument("--branches", type=positive, default=32, help="questions at once (32)")
     parser.add_argument(
         "--slide", type=int, default=0, metavar="N", help="let windows slide into place by N pairs (slid.py)"
     )
@@ -234,11 +270,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU (0: its default)")
-    parser.add_argument("--out", type=Path, help="folder of the evaluation (build/eval/MODEL-BENCH)")
+    parser.add_argument("--out", type=Path, help="folder of the evaluation (build/eval/MODEL-BENCH-SPLIT)")
+    parser.add_argument(
+        "--replace", action="store_true", help="let reports go that --out holds of another model or benchmark"
+    )
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a number, at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")

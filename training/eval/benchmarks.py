@@ -112,7 +112,8 @@ def family(name: str, root: Path, model: ModelSpec, limit: int = 0) -> Benchmark
     if not samples:
         found_out = [f"holds nothing of {name} that can be asked", *notes]
         raise DataError([Problem(str(root), 0, "", text) for text in found_out])
-    return _benchmark(name, dataclasses.replace(data, samples=tuple(samples)), model, notes, limit, True)
+    made = _benchmark(name, dataclasses.replace(data, samples=tuple(samples)), model, notes, limit)
+    return dataclasses.replace(made, official=True, origin=f"{name} of {root.resolve()}")
 
 
 def data_set(path: Path, model: ModelSpec, split: str = "", limit: int = 0) -> Benchmark:
@@ -147,7 +148,8 @@ def data_set(path: Path, model: ModelSpec, split: str = "", limit: int = 0) -> B
     if not samples:
         what = f"holds no question to ask{f' in split {split}' if split else ''}, see: {notes[-1]}"
         raise DataError([Problem(str(path), 0, "", what)])
-    return _benchmark(str(path), dataclasses.replace(data, samples=samples), model, notes, limit, False)
+    made = _benchmark(str(path), dataclasses.replace(data, samples=samples), model, notes, limit)
+    return dataclasses.replace(made, origin=f"{path.resolve()}{split and f', split {split}'}")
 
 
 def thinned(stimuli: Sequence[Stimulus], limit: int) -> tuple[Stimulus, ...]:
@@ -157,9 +159,7 @@ def thinned(stimuli: Sequence[Stimulus], limit: int) -> tuple[Stimulus, ...]:
     return tuple(stimuli[i * len(stimuli) // limit] for i in range(limit))
 
 
-def _benchmark(
-    name: str, data: DataSet, model: ModelSpec, notes: list[str], limit: int, official: bool
-) -> Benchmark:
+def _benchmark(name: str, data: DataSet, model: ModelSpec, notes: list[str], limit: int) -> Benchmark:
     groups: dict[str, list[Sample]] = {}
     content = _Content(data.root)
     for sample in data.samples:
@@ -175,7 +175,7 @@ def _benchmark(
     ]
     if limit and limit < len(stimuli):
         notes.append(f"{limit} of {len(stimuli)} clips only.")
-    return Benchmark(name, thinned(stimuli, limit), tuple(notes), official)
+    return Benchmark(name, thinned(stimuli, limit), tuple(notes))
 
 
 def _load(root: Path, media: tuple[Media, ...], spec: WindowSpec) -> tuple[Window, ...]:

@@ -67,7 +67,7 @@ def calibrate(directory: Path, model_dir: Path) -> Calibration:
     if facts["model"]["digest"] != found:
         raise ValueError(
             f"{directory} is the evaluation of another checkpoint than {model_dir}, or it has changed since: "
-            "evaluate it first"
+            "evaluate it first (--replace, to do so in the same folder)"
         )
     logits, right = _verdicts(directory, spec, facts)
     if len(right) < _FEWEST:

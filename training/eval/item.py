@@ -98,12 +98,14 @@ class Benchmark:
         stimuli: in the order asked.
         notes: what a reader of its scores has to know (parts that are missing, rows left out).
         official: whether it is one of the paper's own, whose published scores may stand beside it.
+        origin: its files and what was taken of them, by which it is known again; "" = by its name.
     """
 
     name: str
     stimuli: tuple[Stimulus, ...]
     notes: tuple[str, ...] = ()
     official: bool = False
+    origin: str = ""
 
     @property
     def items(self) -> list[Item]:

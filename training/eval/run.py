@@ -34,6 +34,7 @@ from .scoring import Outcome, Run, read_outcomes
 from .thumbnails import strip, strip_path
 
 RUN, ITEMS, PREDICTIONS, FRAMES = "run.json", "items.jsonl", "predictions.jsonl", "frames"
+_REPORT = (".json", ".md", ".html")
 _PROGRESS_S = 5.0
 
 
@@ -50,7 +51,15 @@ class Labels:
     held_out_tasks: tuple[str, ...] = ()
 
 
-def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
+def ask(
+    engine: Engine,
+    benchmark: Benchmark,
+    plan: Plan,
+    labels: Labels,
+    directory: Path,
+    *,
+    replace: bool = True,
+) -> None:
     """Ask all that was not asked before, and keep it.
 
     Args:
@@ -59,18 +68,19 @@ def ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, direct
         plan: how.
         labels: for the reports.
         directory: of the evaluation. May hold an earlier one: what still applies is kept.
+        replace: let reports go that it holds of another model or benchmark; answers are kept all the same.
 
     Raises:
-        ValueError: a file in it is damaged.
+        ValueError: a file in it is damaged, or it holds what may not be replaced.
         OSError: it cannot be written.
     """
     with _named(directory):
-        _ask(engine, benchmark, plan, labels, directory)
+        _write_run(engine, benchmark, plan, labels, directory, replace)
+        _ask(engine, benchmark, plan, directory)
 
 
-def _ask(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
+def _ask(engine: Engine, benchmark: Benchmark, plan: Plan, directory: Path) -> None:
     write_items(directory / ITEMS, benchmark.items)
-    _write_run(engine, benchmark, plan, labels, directory)
     log = PredictionLog(directory / PREDICTIONS)
 
     def shown(stimulus: Stimulus, windows: Sequence[Window]) -> None:
@@ -142,7 +152,7 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
 
     Args:
         directory: of the evaluation.
-        protocols: by name; () = all for which it was asked.
+        protocols: by name; () = all for which any of its present questions was asked.
 
     Returns:
         Reports by protocol, as written to {protocol}.json.
@@ -154,6 +164,8 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
     reports = {}
     for name in protocols or [name for name in PROTOCOLS if _way(PROTOCOLS[name]) in asked]:
         found = read_evaluation(directory, name)
+        if not found.outcomes and not protocols:
+            continue
         facts = found.facts
         report = build(
             found.outcomes,
@@ -173,6 +185,8 @@ def score(directory: Path, protocols: Sequence[str] = ()) -> dict[str, dict[str,
             write_text(directory / f"{name}.md", markdown(report))
             write_text(directory / f"{name}.html", page(report, found.outcomes, directory / FRAMES))
         reports[name] = report
+    if not reports:
+        raise ValueError(f"{directory}: no item was asked in full yet: run the evaluation, or let it finish")
     return reports
 
 
@@ -181,7 +195,9 @@ def _way(protocol: Protocol) -> str:
     return "free" if protocol.free else "grammar"
 
 
-def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path) -> None:
+def _write_run(
+    engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels, directory: Path, replace: bool
+) -> None:
     """Note how this is asked; what was noted of other ways to ask the same stays."""
     facts: dict[str, Any] = {
         "model": dataclasses.asdict(engine.info),
@@ -189,6 +205,7 @@ def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels,
         "held_out_tasks": list(labels.held_out_tasks),
         "benchmark": {
             "name": benchmark.name,
+            "origin": benchmark.origin,
             "notes": list(benchmark.notes),
             "official": benchmark.official,
             "windows": len(benchmark.stimuli),
@@ -198,7 +215,16 @@ def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels,
     asked: dict[str, Any] = {}
     if (directory / RUN).exists():
         before = read_run(directory)
-        if before["model"]["digest"] == facts["model"]["digest"]:
+        other = _other(before, facts)
+        if other and not replace:
+            raise ValueError(
+                f"{directory} holds the evaluation of another {other}: choose another --out, or let its "
+                "reports go with --replace"
+            )
+        if other:
+            for path in (directory / f"{name}{suffix}" for name in PROTOCOLS for suffix in _REPORT):
+                path.unlink(missing_ok=True)
+        else:
             asked = before["asked"]
     asked[_way(plan.protocol)] = {
         "decoding": plan.decoding,
@@ -208,6 +234,17 @@ def _write_run(engine: Engine, benchmark: Benchmark, plan: Plan, labels: Labels,
         "think_tokens": plan.think_tokens,
     }
     write_text(directory / RUN, json.dumps({**facts, "asked": asked}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _other(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What an evaluation is of that another one is not; "" = both are of the same."""
+    was, asked = before["benchmark"], now["benchmark"]
+    by = "origin" if was.get("origin") else "name"  # older ones have no origin
+    if was[by] != asked[by]:
+        return f"benchmark ({was[by]}, not {asked[by]})"
+    models = [f"{facts['model']['model_id']} {facts['model']['digest'][:12]}" for facts in (before, now)]
+    differs = before["model"]["digest"] != now["model"]["digest"]
+    return f"model ({models[0]}, not {models[1]})" if differs else ""
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -17,6 +17,10 @@ import os
 import sys
 from pathlib import Path
 
+from cosmos_reason_node.models.checkpoint import check_files
+from training.eval.__main__ import checkpoint_name, positive
+from training.eval.__main__ import main as evaluate
+
 WORK = Path("build/nano")
 CLIP = Path("tests/assets/drawer_open.mp4")
 CLIP_SEED = 1_900_004
@@ -51,15 +55,11 @@ def _train(options: argparse.Namespace) -> None:
         STAGES,
         VISION_RECIPE,
         TrainJob,
+        check,
         train,
         with_steps,
     )
 
-    if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
-        if options.start_from:
-            describe_as(options.out, options.start_from)
-        else:
-            describe(options.out)
     job = TrainJob(
         data=WORK,
         work=WORK / "work",
@@ -73,6 +73,12 @@ def _train(options: argparse.Namespace) -> None:
         stages=tuple(options.stages or STAGES),
         start=options.start_from,
     )
+    check(job)
+    if not (options.out / "tokenizer.json").exists():  # what was learned so far is in that tokenizer's ids
+        if options.start_from:
+            describe_as(options.out, options.start_from)
+        else:
+            describe(options.out)
     train(job)
 
 
@@ -84,22 +90,25 @@ def _asked(windows: int, split: str = "held_out") -> list[str]:
     return [*asked, "--held-out-tasks", *sorted(HELD_OUT_TEXTS)]
 
 
-def _eval(*arguments: object) -> None:
-    from training.eval.__main__ import main as evaluate
+def _ask(*arguments: object) -> None:
+    """Folders are those of the newest model, whatever another one left there."""
+    _eval("--replace", *arguments)
 
+
+def _eval(*arguments: object) -> None:
     code = evaluate([str(argument) for argument in arguments])
     if code:
         raise SystemExit(code)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    check_files(options.model)  # what is wrong with it is said before the untrained model is asked
     asked, thinking = _asked(options.windows, options.split), ["--think-tokens", str(THINK_TOKENS)]
     quick = ["--no-blind", "--permutations", "1"]
     if options.split == "validation":
         for folder, more in (("eval-validation", []), ("eval-validation-thinking", thinking)):
-            _eval(
-                "--model", options.model, "--out", WORK / folder / options.model.name, *quick, *asked, *more
-            )
+            report = WORK / folder / checkpoint_name(options.model)
+            _ask("--model", options.model, "--out", report, *quick, *asked, *more)
         return
     base, tuned = WORK / "eval-untrained", WORK / "eval"
     trained = tuned if options.stage == "sft" else WORK / f"eval-{options.stage}"
@@ -109,7 +118,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         (options.model, options.stage, trained, []),
         (options.model, options.stage, _thinking(trained), thinking),
     ):
-        _eval("--model", model, "--stage", stage, "--out", report, *asked, *more)
+        _ask("--model", model, "--stage", stage, "--out", report, *asked, *more)
     # After the second stage the table has rows of what it began with, and of ``compare``, where those exist.
     made = (base, tuned, _thinking(tuned), trained, _thinking(trained))
     reports = [report / "letter.json" for report in dict.fromkeys(made)]
@@ -127,9 +136,11 @@ def _compare(options: argparse.Namespace) -> None:
     sampled = ["--protocol", "strict", "--no-blind", "--permutations", "1"]
     none = ["--bench", str(WORK / "rl" / "data" / "none")]
     benchmarks = {"eval": _asked(options.windows), "none": none}
+    for model in (options.before, options.after):
+        check_files(model)  # what is wrong with one is said before the other is asked
     for folder, asked in benchmarks.items():
         for stage, model in (("sft", options.before), ("rl", options.after)):
-            _eval("--model", model, "--stage", stage, "--out", WORK / "rl" / folder / stage, *sampled, *asked)
+            _ask("--model", model, "--stage", stage, "--out", WORK / "rl" / folder / stage, *sampled, *asked)
     for folder in benchmarks:
         before, after = (WORK / "rl" / folder / stage for stage in ("sft", "rl"))
         print(f"\n{folder}")
@@ -150,7 +161,10 @@ def _clip(options: argparse.Namespace) -> None:
     from training.data.sim.scenes import BY_NAME
 
     opening, _ = BY_NAME["drawer"].skills
-    make_clip(ClipChoice(options.seed), options.out, (), opening.act)  # nano is poor at lettered options
+    try:
+        make_clip(ClipChoice(options.seed), options.out, (), opening.act)  # nano is poor at lettered options
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"wrote {options.out} and {options.out.with_suffix('.json')}")
 
 
@@ -183,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--held-out-clips", type=int, default=600, help="the same, of the held-out split")
     generate.add_argument("--validation", type=int, default=0, help="episodes to choose checkpoints by")
     generate.add_argument("--validation-clips", type=int, default=0, help="clips to choose checkpoints by")
-    generate.add_argument("--processes", type=int, default=cores, help="worker processes")
+    generate.add_argument("--processes", type=positive, default=cores, help="worker processes")
     generate.set_defaults(run=_generate)
 
     train = stages.add_parser("train", help="train tokenizer and model")
@@ -195,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--option-steps", type=int, default=0, help="steps of the fifth stage (0: default)")
     train.add_argument("--stages", nargs="+", metavar="NAME", help="run these stages only")
     train.add_argument("--start-from", type=Path, help="checkpoint to begin with, instead of random weights")
-    train.add_argument("--processes", type=int, default=cores, help="training processes, one thread each")
+    train.add_argument("--processes", type=positive, default=cores, help="one thread each")
     train.set_defaults(run=_train)
 
     evaluate = stages.add_parser("evaluate", help="ask about the held-out split; two tasks apart")

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel, wrap
 from cosmos_reason_node.models.spec import read_model_spec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from cosmos_reason_node.vision.patchify import CLIP_MEAN, CLIP_STD
+from training.sft.store import StoreError
 
 from .vocabulary import save_tokenizer, train_tokenizer
 
@@ -124,14 +127,28 @@ def create(directory: Path, seed: int = 0) -> LoadedModel:
 
 
 def save_weights(model: LoadedModel, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write model.safetensors, config.json and generation_config.json, leaving ``model`` as it is."""
+    """Write model.safetensors, config.json and generation_config.json, leaving ``model`` as it is.
+
+    Raises:
+        StoreError: they cannot be written; files that were there are as they were.
+    """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     made = config(directory)
     copy = Qwen2_5_VLForConditionalGeneration._from_config(made, dtype=dtype)
     copy.load_state_dict(model.network.state_dict())
-    copy.to(dtype).save_pretrained(directory, safe_serialization=True)
-    (directory / "model.safetensors").chmod(0o644)  # written for its owner alone
+    partial = directory / f"partial-{os.getpid()}"
+    try:
+        copy.to(dtype).save_pretrained(partial, safe_serialization=True)
+        (partial / "model.safetensors").chmod(0o644)  # written for its owner alone
+        for path in partial.iterdir():
+            path.replace(directory / path.name)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"the weights cannot be written to {directory} ({error}): make room there and start it again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
+from cosmos_reason_node.models.checkpoint import digest
 from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.parent_death import die_with
 from training.data.sim.generate import CLIPS, EPISODES
@@ -28,7 +30,7 @@ from training.sft.config import OptimizerConfig, RunConfig
 from training.sft.loop import BatchSource, Interrupted, Job, TrainingError
 from training.sft.loop import train as run_loop
 from training.sft.parallel import Context, join, replicate
-from training.sft.store import StoreError
+from training.sft.store import SnapshotStore, StoreError
 
 from .architecture import create, save_weights
 from .objective import AnswerObjective, PairObjective, Probes
@@ -109,16 +111,36 @@ def with_steps(recipe: OptimizerConfig, steps: int) -> OptimizerConfig:
     return replace(recipe, steps=steps, warm_up=min(recipe.warm_up, steps // 4)) if steps else recipe
 
 
+def check(job: TrainJob) -> None:
+    """Refuse what cannot be trained, before anything is written.
+
+    Raises:
+        TrainingError: there is no such stage, or what it would go on with began with other weights.
+        StoreError: that is damaged.
+        CosmosReasonError: ``job.start`` is no checkpoint.
+    """
+    unknown = set(job.stages) - set(STAGES)
+    if unknown:
+        raise TrainingError(f"there is no stage {sorted(unknown)[0]!r}: choose from {', '.join(STAGES)}")
+    start = digest(job.start) if job.start is not None else ""
+    for name in job.stages:
+        saved = SnapshotStore(job.work / name / "checkpoints", 1).newest()
+        if saved is not None and saved.facts["run"].get("start", "") != start:
+            raise TrainingError(
+                f"{job.work / name} did not begin with {job.start or 'random weights'}: to go on give the "
+                f"--start-from that it began with, to begin anew move {job.work} away"
+            )
+
+
 def train(job: TrainJob) -> None:
     """Run all stages, going on with what is there, and write the weights to ``job.output``.
 
     Raises:
         FileNotFoundError: there is nothing to train on; says what to run.
+        TrainingError, StoreError, CosmosReasonError: see ``check``.
         TrainingError, StoreError, Interrupted: see training.sft.loop.
     """
-    unknown = set(job.stages) - set(STAGES)
-    if unknown:
-        raise TrainingError(f"there is no stage {sorted(unknown)[0]!r}: choose from {', '.join(STAGES)}")
+    check(job)
     torch.set_num_threads(1)
     episodes = EpisodeStore(job.data / EPISODES / "train", without=HELD_OUT_TASKS)
     clips = ClipStore(job.data / CLIPS / "train", SCENE_SHARES)
@@ -181,8 +203,11 @@ def _forked(
 def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> None:
     """What each process does."""
     model = create(job.output)
+    facts = {}
     if job.start is not None:
-        model.network.load_state_dict(load(job.start, device="cpu", dtype="float32").network.state_dict())
+        started = load(job.start, device="cpu", dtype="float32")
+        model.network.load_state_dict(started.network.state_dict())
+        facts["start"] = started.digest
     torch.manual_seed(1)
     probes = Probes(model.network.lm_head.weight.shape[1])
     world = World(episodes, clips, model)
@@ -199,7 +224,7 @@ def work(rank: int, job: TrainJob, episodes: EpisodeStore, clips: ClipStore) -> 
             if name not in job.stages:
                 continue
             answering.freeze_tower(name == "options")
-            _stage(name, objective, source, recipe, job, context)
+            _stage(name, objective, source, recipe, job, context, facts)
     if rank == 0:
         save_weights(model, job.output)
         print(f"wrote {job.output}", flush=True)
@@ -212,6 +237,7 @@ def _stage(
     recipe: OptimizerConfig,
     job: TrainJob,
     context: Context,
+    facts: Mapping[str, str],
 ) -> None:
     directory = job.work / name
     directory.mkdir(parents=True, exist_ok=True)
@@ -225,6 +251,7 @@ def _stage(
             directory,
             save_every=_SAVE_EVERY,
             log_every=_LOG_EVERY,
+            facts=facts,
         ),
         context,
     )

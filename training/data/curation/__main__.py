@@ -63,9 +63,14 @@ async def _curate(config: CurationConfig, store: Store) -> int:
     finally:
         for endpoint in endpoints.values():
             await endpoint.close()
-    write_data(output, samples, clips, books.losses)
-    report = make_report(samples, books, meter, store, pipeline.blind_score)
-    write_report(output, report)
+    report = make_report(samples, books, meter, store, pipeline.blind_score, purse.exceeded)
+    try:
+        write_data(output, samples, clips, books.losses)
+        write_report(output, report)
+    except OSError as error:
+        raise StoreError(
+            f"{output} cannot be written ({error}): make room there and run it again; nothing is paid twice"
+        ) from error
     print(table(report))
     print(f"written to {output}")
     return DONE if books.complete else UNFINISHED

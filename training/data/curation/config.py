@@ -95,7 +95,7 @@ class EndpointConfig:
         structured: send a JSON schema for steps that answer in JSON (OpenAI's ``response_format``).
         token_limit: name of the parameter for the most tokens to write.
         input_price, output_price: per million tokens.
-        image_tokens: estimate for one picture, used for the budget before an answer tells the truth.
+        image_tokens: estimate for one picture, used for the budget until answers tell of more.
     """
 
     base_url: str

@@ -22,14 +22,14 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import openai
 
 from .config import Budget, ConfigError, EndpointConfig
-from .message import Answer, Request, most_spent, read_answer, request_body, request_key
+from .message import Answer, Request, input_estimate, most_spent, read_answer, request_body, request_key
 from .outcome import Rejected, Unfinished
 from .store import Spent, Store
 
@@ -58,7 +58,10 @@ class Meter:
 
 
 class Purse:
-    """The budget of all endpoints together. A request reserves the most it may use up before it is sent."""
+    """The budget of all endpoints together. A request reserves the most it may use up before it is sent.
+
+    How much it reads is an estimate, so answers may pass the budget: ``exceeded`` says by how much.
+    """
 
     def __init__(self, budget: Budget, store: Store) -> None:
         self._budget = budget
@@ -66,22 +69,31 @@ class Purse:
         self._changed = asyncio.Condition()
         self._open = 0
 
-    async def send(self, key: str, step: str, most: Spent) -> int:
+    async def send(self, key: str, step: str, most: Callable[[], Spent]) -> tuple[int, Spent]:
         """Reserve ``most`` and write the request down; waits while requests under way may still leave enough.
+
+        Args:
+            key: of the request.
+            step: of the pipeline.
+            most: what it may use up, by what answers have told until then.
+
+        Returns:
+            The attempt, and what was reserved for it.
 
         Raises:
             Unfinished: the budget does not allow it.
         """
         async with self._changed:
-            while (short := self._short_of(most)) and self._open:
+            while (short := self._passed(self._store.spent + most())) and self._open:
                 await self._changed.wait()
             if short:
                 raise Unfinished(
-                    "budget", f"budget.{short} does not allow another request; raise it to go on"
+                    "budget", f"budget.{next(iter(short))} does not allow another request; raise it to go on"
                 )
-            attempt = self._store.send(key, step, most)
+            reserved = most()
+            attempt = self._store.send(key, step, reserved)
             self._open += 1
-            return attempt
+            return attempt, reserved
 
     async def settle(self, attempt: int, state: str, most: Spent, used: Spent, answer: Any = None) -> None:
         """Note how a request ended and free what it did not use."""
@@ -90,13 +102,15 @@ class Purse:
             self._changed.notify_all()
             self._store.settle(attempt, state, most, used, answer)
 
-    def _short_of(self, most: Spent) -> str:
-        after = self._store.spent + most
-        for name in ("requests", "tokens", "cost"):
-            limit = getattr(self._budget, name)
-            if limit and getattr(after, name) > limit:
-                return name
-        return ""
+    @property
+    def exceeded(self) -> dict[str, float]:
+        """By how much each limit was passed; only those that were."""
+        return self._passed(self._store.spent)
+
+    def _passed(self, spent: Spent) -> dict[str, float]:
+        limits = {name: limit for name, limit in vars(self._budget).items() if limit}  # 0 = none
+        over = {name: round(getattr(spent, name) - limit, 9) for name, limit in limits.items()}
+        return {name: amount for name, amount in over.items() if amount > 0}
 
 
 @dataclass
@@ -138,6 +152,7 @@ class Endpoint:
         )
         self._slots = asyncio.Semaphore(config.concurrency)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._ratios: dict[str, float] = {}  # by step, the largest of tokens reported to tokens estimated
         self._not_before = 0.0  # on the event loop's clock
         self._failed_in_row = 0
         self._has_answered = False
@@ -166,6 +181,7 @@ class Endpoint:
                 raise Rejected("refused", kept["refused"])
             else:
                 answer = Answer(**kept)
+                self._learn(request, answer)
         self._meter.note(request.step, key, answer, fresh=kept is None)
         return answer
 
@@ -173,11 +189,14 @@ class Endpoint:
         """Send until there is an answer or no hope of one."""
         self._check_running()
         body = await asyncio.to_thread(request_body, request, self.config)
-        most = most_spent(request, self.config)
         for attempt in range(self.config.retries + 1):
             await self._pause()
             self._check_running()
-            number = await self._purse.send(key, request.step, most)
+            number, most = await self._purse.send(
+                key,
+                request.step,
+                lambda: most_spent(request, self.config, self._ratio(request.step)),
+            )
             try:
                 answer = await self._send(key, request, body)
             except _Failure as failure:
@@ -190,11 +209,21 @@ class Endpoint:
                 if loss:
                     raise loss from None
             else:
+                self._learn(request, answer)
                 used = Spent(1, answer.input_tokens + answer.output_tokens, answer.cost)
                 await self._purse.settle(number, "answered", most, used, vars(answer))
                 self._failed_in_row, self._has_answered = 0, True
                 return answer
         raise AssertionError("the last attempt returns or raises")
+
+    def _ratio(self, step: str) -> float:
+        """Tokens that are read for each one estimated; until a step has its first answer, as in any other."""
+        return self._ratios.get(step, max(self._ratios.values(), default=1.0))
+
+    def _learn(self, request: Request, answer: Answer) -> None:
+        """Have later requests of the step reserve what this answer tells that such a request reads."""
+        ratio = answer.input_tokens / input_estimate(request, self.config)
+        self._ratios[request.step] = max(ratio, self._ratios.get(request.step, 1.0))
 
     async def _send(self, key: str, request: Request, body: Mapping[str, Any]) -> Answer:
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

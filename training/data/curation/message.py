@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -125,9 +126,9 @@ def request_body(request: Request, config: EndpointConfig) -> dict[str, Any]:
     return {"model": config.model, "messages": messages, "extra_body": extra}
 
 
-def most_spent(request: Request, config: EndpointConfig) -> Spent:
-    """The most a request may use up."""
-    read = _input_estimate(request, config)
+def most_spent(request: Request, config: EndpointConfig, ratio: float = 1.0) -> Spent:
+    """The most a request may use up, where ``ratio`` times the estimated tokens are read."""
+    read = math.ceil(input_estimate(request, config) * ratio)
     return Spent(1, read + request.call.max_tokens, _cost(read, request.call.max_tokens, config))
 
 
@@ -158,7 +159,7 @@ def read_answer(text: str, request: Request, started: str, seconds: float, confi
         written = usage.get("completion_tokens")
         written = _estimate(said + thought) if written is None else int(written)
         read = usage.get("prompt_tokens")
-        read = _input_estimate(request, config) if read is None else int(read)
+        read = input_estimate(request, config) if read is None else int(read)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"no chat completion ({type(error).__name__} {error}): {' '.join(text[:80].split())!r}"
@@ -180,8 +181,8 @@ def _cost(read: int, written: int, config: EndpointConfig) -> float:
     return round((read * config.input_price + written * config.output_price) / 1e6, 9)
 
 
-def _input_estimate(request: Request, config: EndpointConfig) -> int:
-    """Number of tokens of a request."""
+def input_estimate(request: Request, config: EndpointConfig) -> int:
+    """Number of tokens of a request, before an answer tells."""
     pictures = sum(not isinstance(part, str) for part in request.content)
     text = request.prompt.system + "".join(part for part in request.content if isinstance(part, str))
     return _estimate(text) + pictures * config.image_tokens + 50

@@ -43,6 +43,7 @@ class Loss:
         item: id of the video, the question set or the question.
         reason, detail: as in Rejected.
         final: False = unfinished, a later run tries again.
+        video: the file that it is about, as it was found.
     """
 
     stage: str
@@ -50,6 +51,7 @@ class Loss:
     reason: str
     detail: str
     final: bool
+    video: str = ""
 
 
 @dataclass
@@ -75,8 +77,8 @@ class Books:
         self.losses: list[Loss] = []
 
     @contextmanager
-    def item(self, stage: str, name: str) -> Iterator[None]:
-        """An item in a stage: kept unless the block raises Rejected or Unfinished, which go on."""
+    def item(self, stage: str, name: str, video: str = "") -> Iterator[None]:
+        """An item of a video in a stage: kept unless the block raises Rejected or Unfinished, which go on."""
         count = self.counts[stage]
         count.entered += 1
         try:
@@ -84,7 +86,7 @@ class Books:
         except (Rejected, Unfinished) as loss:
             final = isinstance(loss, Rejected)
             (count.rejected if final else count.unfinished)[loss.reason] += 1
-            self.losses.append(Loss(stage, name, loss.reason, loss.detail, final))
+            self.losses.append(Loss(stage, name, loss.reason, loss.detail, final, video))
             raise
         count.kept += 1
 

@@ -98,7 +98,7 @@ class Pipeline:
 
     async def _video(self, clip: Clip) -> list[Sample]:
         try:
-            with self._books.item("caption", str(clip.path)):
+            with self._books.item("caption", str(clip.path), str(clip.path)):
                 caption, steps = await self._caption(clip)
         except (Rejected, Unfinished):
             return []
@@ -139,7 +139,7 @@ class Pipeline:
 
     async def _set(self, clip: Clip, caption: str, asked_for: QuestionSet) -> _Written | None:
         try:
-            with self._books.item("write", f"{clip.path} {asked_for.name}"):
+            with self._books.item("write", f"{clip.path} {asked_for.name}", str(clip.path)):
                 return await self._write(caption, asked_for)
         except (Rejected, Unfinished):
             return None
@@ -172,7 +172,7 @@ class Pipeline:
         for number, entry in enumerate(written.entries):
             name = f"{clip.digest[:16]}-{written.asked_for.name}-{number}"
             try:
-                with self._books.item("check", name):
+                with self._books.item("check", name, str(clip.path)):
                     if number >= written.asked_for.count:
                         raise Rejected("surplus", f"{written.asked_for.count} questions were asked for")
                     question = questions.make_question(
@@ -193,12 +193,12 @@ class Pipeline:
     ) -> Sample | None:
         reasoning = ""
         try:
-            with self._books.item("blind", question.name):
+            with self._books.item("blind", question.name, str(clip.path)):
                 steps += await self._blind(question)
             if question.asked_for.style == "reasoning":
-                with self._books.item("trace", question.name):
+                with self._books.item("trace", question.name, str(clip.path)):
                     trace, traced = await self._trace(caption, question)
-                with self._books.item("clean", question.name):
+                with self._books.item("clean", question.name, str(clip.path)):
                     reasoning = rewrite(trace)
                     check_trace(reasoning, question.text, question.answer, self._config.clean)
                 steps += traced
@@ -266,7 +266,9 @@ class Pipeline:
             Rejected: "invalid": the schema refuses it.
         """
         config, common_sense = self._config, question.asked_for.ontology == "common_sense"
-        provenance = Provenance(config.source, episode=clip.digest[:16], made_by=PROGRAM, steps=steps)
+        provenance = Provenance(
+            config.source, str(clip.path), episode=clip.digest[:16], made_by=PROGRAM, steps=steps
+        )
         try:
             return Sample(
                 sample_id=question.name,

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ def write_data(
 
 
 def make_report(
-    samples: Sequence[Sample], books: Books, meter: Meter, store: Store, blind: BlindScore
+    samples: Sequence[Sample],
+    books: Books,
+    meter: Meter,
+    store: Store,
+    blind: BlindScore,
+    exceeded: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report, ready for JSON."""
     states = store.attempts_by_state()
@@ -72,6 +77,7 @@ def make_report(
         },
         "all_runs": {**dataclasses.asdict(store.spent), "by_state": states},
         "in_doubt": states.get(SENT, 0),
+        "budget_exceeded_by": dict(exceeded),
     }
 
 
@@ -107,6 +113,8 @@ def table(report: dict[str, Any]) -> str:
         f"all runs: {spent['requests']} requests, {spent['tokens']} tokens, cost {spent['cost']:.4f}; "
         f"{report['in_doubt']} requests in doubt (sent, but the process died before an answer came)",
     ]
+    for name, amount in report["budget_exceeded_by"].items():
+        lines.append(f"budget.{name} exceeded by {amount}: answers used more than was estimated for them")
     if not report["complete"]:
         lines += ["UNFINISHED, run again to go on: " + reason for reason in report["unfinished_because"][:5]]
     return "\n".join(lines)

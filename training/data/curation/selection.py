@@ -71,7 +71,7 @@ async def select(
     copies = _Copies(len(paths), settings.near_duplicate)
     for path, clip in zip(paths, await asyncio.gather(*map(measured, paths)), strict=True):
         try:
-            with books.item("select", str(path)):
+            with books.item("select", str(path), str(path)):
                 if isinstance(clip, Exception):
                     raise Rejected("unreadable", str(clip))
                 _check(clip, settings)
