@@ -3,7 +3,10 @@
 
 import json
 import multiprocessing
+import resource
+import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,19 @@ def forked(target, *arguments):
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     return process
+
+
+@contextmanager
+def files_up_to(size):
+    """No file may grow beyond ``size`` bytes: writing fails half-way, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def wait_for(condition, seconds=120):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -21,6 +22,8 @@ from training.data.bag import convert, messages, read_index
 from training.data.media import WindowSpec, load_window
 from training.data.problems import DataError, Report
 from training.data.readers import open_data_set
+from training.data.readers.jsonl import write_samples
+from training.data.schema import Frames, Provenance
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types
@@ -80,6 +83,11 @@ def camera(make: Any, count: int = 40) -> list[tuple[str, Any]]:
     return [make(EPOCH + i * 10**8, i) for i in range(count)]
 
 
+def samples_file(out: Path) -> Path:
+    (found,) = out.glob("samples*.jsonl")
+    return found
+
+
 @pytest.mark.parametrize("storage", [MCAP, SQLITE])
 @pytest.mark.parametrize("make", [raw, png])
 def test_windows_at_labels(tmp_path: Path, storage: StoragePlugin, make: Any):
@@ -105,16 +113,16 @@ def test_a_second_run_goes_on_with_what_is_there(tmp_path: Path):
     convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
     (one, *_), before = (
         sorted((tmp_path / "out").rglob("*.png")),
-        (tmp_path / "out/samples.jsonl").read_text(),
+        samples_file(tmp_path / "out").read_text(),
     )
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png") if path != one}
     data = one.read_bytes()
     one.unlink()
-    (tmp_path / "out/samples.jsonl").unlink()
+    samples_file(tmp_path / "out").unlink()
     convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
     assert one.read_bytes() == data
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert (tmp_path / "out/samples.jsonl").read_text() == before
+    assert samples_file(tmp_path / "out").read_text() == before
 
 
 def test_another_bag_with_the_same_stamps_has_its_own_images(tmp_path: Path):
@@ -124,15 +132,59 @@ def test_another_bag_with_the_same_stamps_has_its_own_images(tmp_path: Path):
     later = [raw(EPOCH + i * 10**8, 100 + i) for i in range(40)]
     second = write_bag(tmp_path / "second", MCAP, {"/wrist/image": later})
     for bag in (first, second):
-        (sample,) = convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
-    window = load_window(tmp_path / "out", sample.media[0], SPEC)
-    np.testing.assert_array_equal(window.pixels(), [picture(100 + i) for i in (0, 3, 5, 8, 10, 13, 15, 18)])
+        convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    samples = open_data_set(tmp_path / "out").samples
+    assert [sample.provenance.file for sample in samples] == ["first", "second"]
+    for begin, sample in zip((0, 100), samples, strict=True):
+        window = load_window(tmp_path / "out", sample.media[0], SPEC)
+        seen = [picture(begin + i) for i in (0, 3, 5, 8, 10, 13, 15, 18)]
+        np.testing.assert_array_equal(window.pixels(), seen)
+
+
+def test_a_bag_that_is_converted_again_replaces_its_own_samples(tmp_path: Path):
+    first = write_bag(tmp_path / "first", MCAP, {"/wrist/image": camera(raw)})
+    later = [raw(EPOCH + 10**12 + i * 10**8, i) for i in range(40)]
+    second = write_bag(tmp_path / "bag ü [1]", MCAP, {"/wrist/image": later})
+    labels = write_labels(tmp_path / "l.jsonl", label(), label(at_s=3.0))
+    samples = [
+        *convert(first, tmp_path / "out", Report(), spec=SPEC, labels=labels),
+        *convert(second, tmp_path / "out", Report(), spec=SPEC, labels=labels),
+    ]
+    # As an earlier version left them: the last bag's samples, whatever else the user has put there.
+    other = dataclasses.replace(samples[0], sample_id="mine", provenance=Provenance("hand"))
+    namesake = Frames(samples[2].media[0].paths, tuple(range(8)))  # a bag of this name, but of other times
+    namesake = dataclasses.replace(samples[2], sample_id="namesake", media=(namesake,))
+    write_samples(tmp_path / "out", [samples[2], other, namesake])
+    with open(tmp_path / "out/samples.jsonl", "ab") as file:
+        file.write(b"torn")
+    write_labels(labels, label(at_s=3.5))
+    again = convert(second, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    data = open_data_set(tmp_path / "out", strict=False)
+    wanted = [*samples[:2], other, namesake, *again]
+    assert sorted(data.samples, key=str) == sorted(wanted, key=str)
+    assert data.report.bad_rows == 1
+    write_samples(tmp_path / "out", again)
+    convert(second, tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    assert not (tmp_path / "out/samples.jsonl").exists()
+
+
+def test_a_namesake_is_refused_and_a_bag_by_another_way_to_it_is_not(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    bags = [write_bag(tmp_path / name / "bag", MCAP, {"/wrist/image": camera(raw)}) for name in "ab"]
+    labels = write_labels(tmp_path / "l.jsonl", label())
+    (sample,) = convert(bags[0], tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    with pytest.raises(DataError, match=r"samples-bag\..*: is of another bag called bag"):
+        convert(bags[1], tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    (tmp_path / "way").symlink_to(tmp_path / "a")
+    convert(tmp_path / "way" / "bag", tmp_path / "out", Report(), spec=SPEC, labels=labels)
+    assert open_data_set(tmp_path / "out").samples == (sample,)
 
 
 def test_a_long_hole_restarts_the_window_as_in_the_node(tmp_path: Path):
     images = [raw(EPOCH + i * TICK, i) for i in (0, 1, 2, 3, 10, 11, 12, 13)]
     bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": images})
-    labels = write_labels(tmp_path / "l.jsonl", label(at_s=99))
+    labels = write_labels(tmp_path / "l.jsonl", label(at_s=3.5))  # a tick behind the last image
     (sample,) = convert(bag, tmp_path / "out", Report(), spec=SPEC, labels=labels)
     window = load_window(tmp_path / "out", sample.media[0], SPEC)
     np.testing.assert_array_equal(window.pixels(), [picture(i) for i in (10, 11, 12, 13)])
@@ -149,6 +201,11 @@ def test_bad_labels_and_images_are_named(tmp_path: Path):
         label(),
         label(at_s=3.9),
         {"at_s": 1.0},
+        label(at_s=4.2),
+        label(at_s=1250),
+        label(at_s=float("nan")),
+        label(at_s=-1e308),
+        label(at_s=10**400),
     ]
     report = Report()
     samples = convert(
@@ -156,7 +213,9 @@ def test_bad_labels_and_images_are_named(tmp_path: Path):
     )
     assert [sample.provenance.row for sample in samples] == [5]
     found = {(problem.row, problem.field) for problem in report.problems}
-    assert found == {(1, "topic"), (2, "at_s"), (3, "answer"), (4, ""), (6, "topic")}
+    wrong = {(row, "at_s") for row in (2, 7, 8, 9, 10, 11)}
+    assert found == wrong | {(1, "topic"), (3, "answer"), (4, ""), (6, "topic")}
+    assert "row 8, at_s: 1250 s is after the last image (3.9 s)" in "\n".join(map(str, report.problems))
     assert any("/wrist/image" in problem.message for problem in report.problems)
     assert any("1 of its frames cannot be used" in problem.message for problem in report.problems)
 

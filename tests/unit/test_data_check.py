@@ -21,7 +21,7 @@ from training.data.blind import blind_scores
 from training.data.check import CheckResult, check
 from training.data.fingerprint import alike, fingerprint
 from training.data.media_scan import Unit, scan
-from training.data.readers import open_data_set
+from training.data.readers import joined, open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Frames, Provenance, QuestionKind, Sample, Video
 
@@ -309,6 +309,32 @@ def test_names_of_other_data_sets_in_any_script(good: Path, tmp_path: Path):
         clip(other / "v/2.mp4", 9)
         write_samples(other, [sample("s9", "v/2.mp4", "test")])
         assert main(["check", str(good), "--against", str(other), "--processes", "1", "--quiet"]) == 0
+
+
+def test_data_sets_of_one_name_are_told_apart(good: Path, tmp_path: Path):
+    others = []
+    for folder, split in (("A", "test"), ("B", "train"), ("C", "test")):
+        others.append(tmp_path / folder / ("x" * 60))
+        (others[-1] / "v").mkdir(parents=True)
+        clip(others[-1] / "v/2.mp4", 9 if folder == "B" else 8)
+        write_samples(others[-1], [sample("s9", "v/2.mp4", split)])
+    data = joined(open_data_set(good), [open_data_set(other) for other in others])
+    name = "x" * 40
+    found = [(one.sample_id, one.split, data.place(one)[0]) for one in data.samples[4:]]
+    assert found == [
+        (f"{name}{number}/s9", f"{name}{number}.{split}", str(other / "samples.jsonl"))
+        for number, split, other in zip(("", "-2", "-3"), ("test", "train", "test"), others, strict=True)
+    ]
+    leaks = [one for one in check(data, 1).findings if one.kind == "leak: same media"]
+    assert len(leaks) == 1
+
+
+@pytest.mark.parametrize("count", ["-1", "many"])
+def test_a_number_of_processes_that_cannot_be(good: Path, count: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as raised:
+        main(["check", str(good), "--processes", count])
+    assert raised.value.code == 2
+    assert "--processes" in capsys.readouterr().err
 
 
 def choice(i: int, options: tuple[str, ...], right: str, split: str = "train", question: str = "?") -> Sample:

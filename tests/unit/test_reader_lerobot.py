@@ -163,11 +163,22 @@ class TestLeRobot:
             ({"fps": 0}, "fps"),
             ({"features": {"observation.image": {"dtype": "image"}}}, "features"),
             ({"video_path": None}, "video_path"),
+            ({"splits": ["train"]}, "splits"),
+            ({"robot_type": ["so100"]}, "robot_type"),
         ],
     )
     def test_unusable_infos(self, tmp_path: Path, changes: dict[str, Any], field: str):
         self.info(tmp_path, "v2.1", **changes)
         assert field in [name for _, name, _ in problems(tmp_path)]
+
+    def test_an_info_file_that_holds_no_object(self, tmp_path: Path):
+        write(tmp_path / "meta" / "info.json", [])
+        assert (0, "", "must be a JSON object, not a list ([])") in problems(tmp_path)
+
+    def test_subtasks_that_are_no_objects(self, tmp_path: Path):
+        self.version_2(tmp_path)
+        (tmp_path / "meta" / "subtasks.jsonl").write_text("[1]\n")
+        assert any("cannot be read" in message for _, _, message in problems(tmp_path))
 
     def test_paths_of_the_info_file_stay_inside(self, tmp_path: Path):
         self.version_2(tmp_path)

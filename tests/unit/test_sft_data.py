@@ -81,6 +81,7 @@ def test_augmentation_repeats_with_its_key_only(folder, tokenizer):
 
 
 def test_overlong_answers_are_rejected_with_file_and_row_never_cut(tmp_path, tokenizer):
+    make_data(tmp_path, windows=2)
     samples = make_samples(2)
     samples[1] = dataclasses.replace(samples[1], reasoning="The drawer is closed. " * 200)
     samples[4] = dataclasses.replace(samples[4], history=(Turn("user", "hello"),))
@@ -99,7 +100,7 @@ def test_overlong_answers_are_rejected_with_file_and_row_never_cut(tmp_path, tok
 
 
 def test_bad_rows_of_a_folder_that_is_several_sources_are_told_once(tmp_path, tokenizer):
-    write_samples(tmp_path, make_samples(2))
+    make_data(tmp_path, windows=2)
     file = tmp_path / "samples.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[1]["answer"] = "Z"  # of two options
@@ -137,6 +138,30 @@ def test_a_source_of_one_kind_or_category(folder):
     assert chosen(mixed, SourceConfig(str(folder), kind=kind.value)) == [
         s for s in samples[2:] if s.kind is kind
     ]
+
+
+def test_samples_whose_media_are_not_there_are_left_out_and_listed(tmp_path, tokenizer):
+    make_data(tmp_path, windows=3)
+    (tmp_path / "0.npz").unlink()
+    rejections = Rejections()
+    (source,) = read(config(tmp_path, strict=False), tokenizer, rejections)
+    assert source.samples == 6
+    assert sorted((problem.row, problem.field) for problem in rejections.problems) == [
+        (row, "media") for row in (1, 2, 3)
+    ]
+    assert all("0.npz is missing" in problem.message for problem in rejections.problems)
+
+
+def test_media_that_are_not_there_end_a_strict_run_before_it_starts(tmp_path, tokenizer):
+    for name in ("a", "b"):
+        make_data(tmp_path / name, windows=2)
+        (tmp_path / name / "0.npz").unlink()
+        (tmp_path / name / "1.npz").write_bytes(b"")  # so nothing is left of either
+    with pytest.raises(DataError, match=r"1.npz is empty \(0 bytes\)") as raised:
+        read(config(tmp_path / "a", tmp_path / "b"), tokenizer)
+    assert {(problem.file, problem.row) for problem in raised.value.problems} == {
+        (str(tmp_path / name / "samples.jsonl"), row) for name in ("a", "b") for row in range(1, 7)
+    }
 
 
 def test_missing_frames_name_the_sample(tmp_path, tokenizer):

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from cosmos_reason_node.models.qwen2_5_vl import load
-from tests.unit.sft_files import make_data, make_model, settings
+from cosmos_reason_node.models.spec import read_model_spec
+from tests.unit.sft_files import files_up_to, make_data, make_model, settings
 from training.settings import make_settings
 from training.sft.config import LoraConfig, SftConfig
+from training.sft.export import export
 from training.sft.lora import add_adapters, merge
 from training.sft.report import read_log
 from training.sft.run import run
-from training.sft.store import SnapshotStore
+from training.sft.store import SnapshotStore, StoreError
 
 torch.set_num_threads(1)
 SETTINGS = LoraConfig(rank=4, alpha=8.0, dropout=0.0, vision=True)
@@ -77,6 +79,20 @@ def test_a_run_writes_a_merged_model_and_adapters_that_peft_reads(base, tmp_path
         torch.testing.assert_close(tensor, plain[name], rtol=0.02, atol=1e-3)
         changed += not torch.equal(tensor, load_base(base)[name])
     assert changed == 2 * 7  # the matrices of two decoder layers
+
+
+def test_a_disk_that_is_full_while_adapters_are_written_leaves_those_before(base, tmp_path):
+    model, spec, large = load(base, device="cpu"), read_model_spec(base), LoraConfig(rank=1024)
+    add_adapters(model.network, large, 0)
+    state, folder = model.network.state_dict(), tmp_path / "model-adapters"
+    export(state, base, spec, tmp_path / "model", lora=large)
+    limit = (tmp_path / "model" / "model.safetensors").stat().st_size + 4096
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert max(map(len, before.values())) > limit
+    with files_up_to(limit), pytest.raises(StoreError, match="make room"):
+        export(state, base, spec, tmp_path / "model", lora=large)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model-adapters"}
 
 
 @functools.cache

@@ -16,15 +16,16 @@ from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.models.spec import read_model_spec
 from cosmos_reason_node.types import QueryKind
-from tests.unit.sft_files import forked, make_data, make_model, settings, wait_for, write_config
+from tests.unit.sft_files import files_up_to, forked, make_data, make_model, settings, wait_for, write_config
 from training.data.problems import DataError
 from training.settings import make_settings
 from training.sft import launch
 from training.sft.__main__ import main
 from training.sft.config import ConfigError, SftConfig
+from training.sft.export import export
 from training.sft.report import read_log
 from training.sft.run import run
-from training.sft.store import SnapshotStore
+from training.sft.store import SnapshotStore, StoreError
 
 torch.set_num_threads(1)
 EXACT = ("step", "loss", "grad_norm", "rate", "samples", "tokens", "right")
@@ -127,6 +128,14 @@ def test_a_signal_to_the_launcher_of_several_processes_saves_and_leaves_nobody_b
     assert 2 <= done < 1000
 
 
+def test_validation_whose_media_are_not_there_is_refused_before_it_starts(files, tmp_path):
+    held_out = make_data(tmp_path / "held_out", windows=2)
+    (held_out / "0.npz").unlink()
+    with pytest.raises(DataError, match=r"0\.npz is missing"):
+        run(config(files, tmp_path / "run", data={"validation": [{"path": str(held_out)}]}))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(files, tmp_path):
     huge = {"max_tokens": 1 << 20, "branches": 1}
     with pytest.raises(ConfigError) as raised:
@@ -172,6 +181,24 @@ def test_wrong_paths_are_said_before_workers_are_started(files, tmp_path, monkey
     with pytest.raises(CosmosReasonError, match="no checkpoint directory"):
         launch.launch(write_config(tmp_path / "b.yaml", value))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_while_the_model_is_written_leaves_the_one_before(files, tmp_path):
+    network, spec, target = (
+        load(files[0], device="cpu").network,
+        read_model_spec(files[0]),
+        tmp_path / "model",
+    )
+    export(network.state_dict(), files[0], spec, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    for left in (".model.1.partial", ".model.1.old"):  # of runs that were killed
+        (tmp_path / left).mkdir()
+    with files_up_to(200_000), pytest.raises(StoreError, match=r"model cannot be written to .*make room"):
+        export(network.state_dict(), files[0], spec, target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".model.1.old"}
+    export(network.state_dict(), files[0], spec, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_full_disk_is_said_without_a_traceback(monkeypatch, capsys):

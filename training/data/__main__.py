@@ -55,8 +55,15 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         help="data sets it must share nothing with",
     )
     parser.add_argument("--layout", choices=sorted(READERS), default="", help="default: find out")
-    parser.add_argument("--processes", type=int, default=0, help="default: one a core, at most 8")
+    parser.add_argument("--processes", type=_count, default=0, help="default: one a core, at most 8")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
+    return value
 
 
 def _add_bag(parser: argparse.ArgumentParser) -> None:

@@ -2,18 +2,21 @@
 """Recorded bags as data sets: rosbag2, MCAP and sqlite3, the node's own bags and foreign ones.
 
 A decision of the node names the capture stamp of every frame it saw. Its window is rebuilt of exactly those
-images, by the node's own conversion, and stored without loss beside ``samples.jsonl``; so a data set made of
-a bag gives the model bit for bit what the node gave it. Of other bags, windows end where a labels file says::
+images, by the node's own conversion, and stored without loss beside the samples; so a data set made of a bag
+gives the model bit for bit what the node gave it. Of other bags, windows end where a labels file says::
 
     {"topic": "/image_raw", "at_s": 12.5, "kind": "task_completion", "task": "open the box", "answer": "no"}
 
 Two passes over the bag: the first reads stamps, decisions and statuses, the second converts the images that
-are wanted. An interrupted run goes on where it stopped.
+are wanted. An interrupted run goes on where it stopped. Several bags go into one folder: each has a file of
+samples and a folder of images, and replaces them when it is converted again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 import os
 import re
 import struct
@@ -23,8 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message, Schema
 from mcap.stream_reader import CRCValidationError, StreamReader
@@ -34,40 +35,22 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from cosmos_reason_node.errors import CosmosReasonError
 from cosmos_reason_node.prompt import letter
 from cosmos_reason_node.ros import cdr
-from cosmos_reason_node.ros.convert import convert_compressed, convert_image
 from cosmos_reason_node.ros.corrections import FILE as CORRECTIONS
 from cosmos_reason_node.types import Query, QueryKind, Verdict
 
 from .media import WindowSpec, choose
 from .problems import DataError, FieldErrors, Problem, Report
 from .readers.fields import Fields, json_rows
-from .readers.jsonl import sample_from_json, write_samples
+from .readers.jsonl import drop_samples, sample_from_json, write_samples
+from .recorded import COMPRESSED, IMAGE, Recorded, image_size, store_image
 from .schema import SCHEMA_VERSION, Frames, Grid, Provenance, Sample, Style, query_fields
 
-IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 DECISION, STATUS = "cosmos_reason_msgs/msg/Decision", "cosmos_reason_msgs/msg/Status"
 # The node's default (Config.max_hold_s): windows of foreign bags restart after longer holes.
 _HOLD_S = 1.0
 _NS = 1_000_000_000
 _BAD_BAG = (ReaderError, OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError)
 _TORN = (McapError, CRCValidationError, EOFError, *_BAD_BAG)
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A message in a bag.
-
-    Attributes:
-        topic: as recorded.
-        type: "pkg/msg/Name".
-        definition: text of its type and all types in it; "" = the bag has none.
-        serialized: CDR bytes.
-    """
-
-    topic: str
-    type: str
-    definition: str
-    serialized: bytes
 
 
 @dataclass
@@ -116,7 +99,7 @@ def convert(
         report: gets what is wrong. ``rows`` counts decisions and labels.
         spec: windows at labels; those of decisions are what they were.
         labels: JSON list or JSON Lines with ``topic``, ``at_s`` (seconds after the topic's first image: the
-            window's end) and the fields of a sample.
+            window's end, a tick behind the last image at most) and the fields of a sample.
         corrections: what operators said about decisions (see cosmos_reason_node.ros.corrections): corrected
             decisions get the right answer and lose their reasoning. None: the file beside the bag, if any.
         split: of all samples.
@@ -125,9 +108,10 @@ def convert(
         The samples, as written to ``out``; none is written when there are none.
 
     Raises:
-        DataError: the bag cannot be read at all.
+        DataError: the bag cannot be read at all, or ``out`` holds another bag of this name.
         OSError: ``out`` cannot be written.
     """
+    name = _free_name(bag, out)
     index = read_index(bag, report)
     right = read_corrections(corrections or bag.absolute().parent / CORRECTIONS, report)
     wanted: list[tuple[int, str, Sample, tuple[_Window, ...]]] = []
@@ -151,18 +135,48 @@ def convert(
             wanted.append((row, str(labels), *_of_label(value, row, bag, index, spec, split)))
         except FieldErrors as error:
             report.bad_row(labels, row, error)
-    failed = _store_images(bag, out, [window for *_, windows in wanted for window in windows])
+    images = f"frames/{name}"
+    failed = _store_images(bag, out, images, [window for *_, windows in wanted for window in windows])
     samples = []
     for row, file, sample, windows in wanted:
-        media = tuple(_frames(window) for window in windows)
+        media = tuple(_frames(images, window) for window in windows)
         lost = [failed[path] for frames in media for path in dict.fromkeys(frames.paths) if path in failed]
         if lost:
             report.bad_row(file, row, f"{len(lost)} of its frames cannot be used: {lost[0]}")
         else:
             samples.append(dataclasses.replace(sample, media=media))
     if samples:
-        write_samples(out, samples)
+        write_samples(out, samples, f"samples-{name}.jsonl")
+        stamps = set().union(*index.stamps_ns.values())
+        drop_samples(out, lambda sample: _is_of(sample, bag.name, stamps))
     return samples
+
+
+def _free_name(bag: Path, out: Path) -> str:
+    """Name of a bag's file of samples and folder of images: its own and its place's, to tell namesakes apart.
+
+    Raises:
+        DataError: ``out`` holds a namesake, whose samples may have the same ids and episodes.
+    """
+    place = bag.resolve()
+    own = place.name.replace("\\", "_")  # which media paths do not have
+    name = f"{own}.{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+    for path in out.glob(f"samples-{glob.escape(own)}.{'[0-9a-f]' * 8}.jsonl"):
+        if path.name != f"samples-{name}.jsonl":
+            what = (
+                f"is of another bag called {place.name}, or of this one when it was at another place: then "
+                "delete the file; else rename one of the two bags, or give another folder"
+            )
+            raise DataError([Problem(str(path), 0, "", what)])
+    return name
+
+
+def _is_of(sample: Sample, bag: str, stamps: set[int]) -> bool:
+    """Whether a sample is of this bag: earlier versions put those of any bag into samples.jsonl."""
+    origin = (sample.provenance.source, sample.provenance.file)
+    return origin == ("bag", bag) and all(
+        isinstance(media, Frames) and stamps.issuperset(media.stamps_ns) for media in sample.media
+    )
 
 
 def read_index(bag: Path, report: Report) -> Index:
@@ -178,7 +192,7 @@ def read_index(bag: Path, report: Report) -> Index:
             if message.type in (IMAGE, COMPRESSED):
                 index.stamps_ns[message.topic].append(cdr.read_stamp(message.serialized))
                 if message.topic not in index.sizes:
-                    index.sizes[message.topic] = _size(message)
+                    index.sizes[message.topic] = image_size(message)
             elif message.type == DECISION:
                 index.decisions.append(types.deserialize(message))
             else:
@@ -419,7 +433,10 @@ def _of_label(
         fields.error("topic", f"{topic!r} has no image with a stamp in the bag; image topics: {known}")
     if fields.errors:
         raise FieldErrors(fields.errors)
-    until = [stamp for stamp in stamps if stamp <= stamps[0] + round(at_s * _NS)]
+    last_s = (max(stamps) - stamps[0]) / _NS
+    if at_s > last_s + spec.period_ns / _NS:
+        raise FieldErrors([("at_s", f"{at_s:g} s is after the last image ({last_s:g} s)")])
+    until = [stamp for stamp in stamps if stamp - stamps[0] <= at_s * _NS + 0.5]
     if not until:
         raise FieldErrors([("at_s", f"{at_s:g} s is before the first image")])
     record = {
@@ -436,24 +453,24 @@ def _of_label(
     return sample, (_Window(topic, topic.strip("/").split("/")[0], choice.stamps_ns, grid, size),)
 
 
-def _frames(window: _Window) -> Frames:
-    paths = tuple(_path(window, stamp) for stamp in window.stamps_ns)
+def _frames(images: str, window: _Window) -> Frames:
+    paths = tuple(_path(images, window, stamp) for stamp in window.stamps_ns)
     return Frames(paths, window.stamps_ns, grid=window.grid, camera=window.camera)
 
 
-def _path(window: _Window, stamp: int) -> str:
+def _path(images: str, window: _Window, stamp: int) -> str:
     """The name tells what is in the file: a later run looks whether it is there already."""
     topic = re.sub(r"[^\w/]", "_", window.topic.strip("/"), flags=re.ASCII).replace("/", ".")
-    return f"frames/{topic}/{stamp}_{window.size[1]}x{window.size[0]}.png"
+    return f"{images}/{topic}/{stamp}_{window.size[1]}x{window.size[0]}.png"
 
 
-def _store_images(bag: Path, out: Path, windows: list[_Window]) -> dict[str, str]:
+def _store_images(bag: Path, out: Path, images: str, windows: list[_Window]) -> dict[str, str]:
     """Second pass: one PNG for each image of the windows; returns why, for those that there is none of."""
-    failed = {_path(window, stamp): "the image is gone" for window in windows for stamp in window.stamps_ns}
+    failed = {_path(images, w, stamp): "the image is gone" for w in windows for stamp in w.stamps_ns}
     wanted: dict[tuple[str, int], dict[str, tuple[int, int]]] = defaultdict(dict)
     for window in windows:
         for stamp in window.stamps_ns:
-            wanted[window.topic, stamp][_path(window, stamp)] = window.size
+            wanted[window.topic, stamp][_path(images, window, stamp)] = window.size
     tears_were_reported = Report()
     for message in messages(bag, (IMAGE, COMPRESSED), tears_were_reported) if wanted else ():
         try:
@@ -462,36 +479,8 @@ def _store_images(bag: Path, out: Path, windows: list[_Window]) -> dict[str, str
             continue
         for path, size in wanted.pop((message.topic, stamp), {}).items():  # of equal stamps the first
             try:
-                _store(message, out / path, size)
+                store_image(message, out / path, size)
                 del failed[path]
             except CosmosReasonError as error:
                 failed[path] = error.message
     return failed
-
-
-def _size(message: Recorded) -> tuple[int, int]:
-    """(height, width) of an image."""
-    if message.type == IMAGE:
-        image = cdr.read_image(message.serialized)
-        return image.height, image.width
-    converted = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: (28, 28))
-    return converted.height, converted.width
-
-
-def _store(message: Recorded, path: Path, size: tuple[int, int]) -> None:
-    if message.type == IMAGE:
-        rgb = convert_image(cdr.read_image(message.serialized), lambda *_: size).rgb
-    else:
-        rgb = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: size).rgb
-    # What an earlier run left is looked at: another bag in simulated time has the same stamps.
-    there = cv2.imread(str(path)) if path.exists() else None
-    if there is not None and np.array_equal(cv2.cvtColor(there, cv2.COLOR_BGR2RGB), rgb):
-        return
-    data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

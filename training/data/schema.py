@@ -81,6 +81,8 @@ _QUERY_KINDS = {
     QuestionKind.NEXT_ACTION: QueryKind.NEXT_ACTION,
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What stands between the parts of an output, and the control tokens that prompt.check_query refuses.
+_MARK = re.compile(r"</?(think|answer)>|<\|[^|<>]*\|>")
 _SPLIT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -427,13 +429,20 @@ def _answer_errors(sample: Sample) -> Iterator[tuple[str, str]]:
         letters = [letter(i) for i in range(len(sample.options))]
         if answer not in letters:
             yield "answer", f"{answer!r} is no letter of the {len(letters)} options: {', '.join(letters)}"
-        folded = [option.strip().casefold() for option in sample.options]
-        if len(set(folded)) < len(folded):
+        if len(set(map(_normal, sample.options))) < len(sample.options):
             yield "options", "two options are the same: the right one cannot be told apart"
     elif is_yes_no(sample.to_query()) and answer not in ("yes", "no"):
         yield "answer", f"must be yes or no, not {answer!r}"
     if sample.style is Style.REASONING and not sample.reasoning.strip():
         yield "reasoning", "is empty, but the style is reasoning: give a trace, or style understanding"
+    for name in ("answer", "reasoning"):
+        if mark := _MARK.search(getattr(sample, name)):
+            yield name, f"holds {mark[0]}, which would end or begin a part of the output: take it out"
+
+
+def _normal(option: str) -> str:
+    """As training.eval.protocol.normal, by which an answer in words is compared with the options."""
+    return " ".join(option.casefold().split()).rstrip(".")
 
 
 def _raise(errors: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:

@@ -53,7 +53,10 @@ class DataConfig:
         fps: of the window's time grid; 0 = the checkpoint's.
         max_pixels: most pixels of a frame; 0 = the checkpoint's. A checkpoint of fixed frame size takes 0.
         augment: change colours and view of each window at random.
-        strict: an unusable row of a data set ends the run; otherwise it is left out, counted and listed.
+        strict: an unusable row of a data set, one whose media are missing or empty too, ends the run before
+            it starts; otherwise it is left out, counted and listed. Damage that only decoding shows ends the
+            run where it is met, in both cases, and is the loss of the steps since the last checkpoint:
+            ``python -m training.data check`` finds it before.
         workers: threads that decode ahead; 0 = decode in the training thread.
     """
 

@@ -19,13 +19,15 @@ import numpy as np
 from cosmos_reason_node import prompt
 from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.models.tokenizer import TextTokenizer
-from training.data.media import WindowSpec, choose_frames
+from training.data.media import MediaError, WindowSpec, check_file, choose_frames
 from training.data.problems import DataError, Problem
 from training.data.readers import DataSet, open_data_sets
 from training.data.schema import Frames, Media, Sample, Style
 
 from .config import DataConfig, SourceConfig
 from .rows import Branch, encode_answer
+
+_MEDIA = "media"  # field of the problems of files that are not there
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,27 @@ def load_sources(
     seed: int,
     rejections: Rejections,
 ) -> list[Source]:
-    """Read data sets and pack their samples into rows; media are not opened.
+    """Read data sets and pack their samples into rows; media are not opened, but have to be there.
 
     Raises:
-        DataError: a data set is missing, has bad rows (``data.strict``), or leaves nothing to train on.
+        DataError: a data set is missing, has bad rows or media that are not there (``data.strict``), or
+            leaves nothing to train on.
     """
     sets = open_data_sets([(config.path, config.layout) for config in configs], strict=data.strict)
     for opened in {id(opened): opened for opened in sets}.values():
         rejections.problems += opened.report.problems
-    return [
-        _load_source(config, opened, data, tokenizer, spec, seed, rejections)
-        for config, opened in zip(configs, sets, strict=True)
-    ]
+    sources: list[Source] = []
+    lost: list[Problem] = []
+    useless: list[Problem] = []
+    for config, opened in zip(configs, sets, strict=True):
+        known = len(rejections.problems)
+        sources.append(_load_source(config, opened, data, tokenizer, spec, seed, rejections))
+        rejected = rejections.problems[known:]
+        lost += [problem for problem in rejected if data.strict and problem.field == _MEDIA]
+        useless += [] if sources[-1].rows else rejected
+    if lost or useless:
+        raise DataError(lost or useless)
+    return sources
 
 
 def chosen(samples: Sequence[Sample], config: SourceConfig) -> list[Sample]:
@@ -165,12 +176,9 @@ def _load_source(
     packer = _RowPacker(opened, data, tokenizer, spec)
     rng = np.random.default_rng([seed, 0x524F57])
     rows: list[Row] = []
-    first_rejected = len(rejections.problems)
     for (media, whole), asked in windows.items():
         order = rng.permutation(len(asked))
         rows += packer.rows(media, whole, [asked[i] for i in order], rejections)
-    if not rows:
-        raise DataError(rejections.problems[first_rejected:])
     return Source(config.path, config.weight, tuple(rows), sum(len(row.branches) for row in rows))
 
 
@@ -178,11 +186,19 @@ class _RowPacker:
     def __init__(self, opened: DataSet, data: DataConfig, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
         self._opened, self._data, self._tokenizer, self._spec = opened, data, tokenizer, spec
         self._head = len(prompt.encode_prefix(tokenizer, []))
+        self._there: set[str] = set()  # files that were looked at: windows share them
 
     def rows(
         self, media: tuple[Media, ...], whole: bool, samples: list[Sample], rejections: Rejections
     ) -> list[Row]:
         """Rows of all samples about one window, filled one after the other."""
+        try:
+            self._look_for(media)
+        except MediaError as error:
+            for sample in samples:
+                what = f"{sample.sample_id}: {error.message}; or remove the sample"
+                rejections.problems.append(Problem(*self._opened.place(sample), _MEDIA, what))
+            return []
         window = WindowSpec.of(self._spec, whole=whole)
         visual = sum(self._visual_tokens(m, window) for m in media)
         shared = self._head + visual + 2 * len(media)  # each video stands between two tokens
@@ -212,6 +228,17 @@ class _RowPacker:
             names.append(self._opened.label(sample))
         close()
         return rows
+
+    def _look_for(self, media: tuple[Media, ...]) -> None:
+        """Look whether the files of a window are there and not empty; what else is wrong takes decoding.
+
+        Raises:
+            MediaError: one is not.
+        """
+        for path in (path for one in media for path in one.paths):
+            if path not in self._there:
+                check_file(self._opened.root / path)
+                self._there.add(path)
 
     @property
     def _limit(self) -> int:

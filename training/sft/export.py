@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from cosmos_reason_node.models.spec import (
 
 from .config import LoraConfig
 from .lora import merge, save_adapters
-from .store import StoreError
+from .store import NOT_WRITTEN, StoreError, replacing
 
 _DESCRIPTION = (
     CONFIG,
@@ -61,35 +60,28 @@ def export(
         state: whole tensors of the network, adapters included.
         base: checkpoint that training started from; its tokenizer and preprocessor are taken over.
         spec: description that the model was trained with; its window is written to cosmos_reason.json.
-        target: directory; adapters go beside it, to ``<target>-adapters``.
+        target: directory, of a run that is held (lock.only_run); adapters go beside it, to
+            ``<target>-adapters``.
         lora: settings of the adapters in ``state``.
         dtype: of the written weights.
 
     Raises:
         StoreError: it cannot be written.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    adapters = target.with_name(f"{target.name}-adapters")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_weights(merge(state, lora) if lora else state, base, partial, dtype)
-        # After the weights: what transformers writes beside them is worded for its own version, and lacks the
-        # base's way to generate. The architecture is the base's.
-        for name in _DESCRIPTION:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, partial / name)
-        _describe_window(base, spec, partial)
-        check_files(partial)
-        if lora:
-            save_adapters(state, lora, base, adapters)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with replacing(target) as partial:
+            _write_weights(merge(state, lora) if lora else state, base, partial, dtype)
+            # After the weights: what transformers writes beside them is worded for its own version, and lacks
+            # the base's way to generate. The architecture is the base's.
+            for name in _DESCRIPTION:
+                if (base / name).is_file():
+                    shutil.copyfile(base / name, partial / name)
+            _describe_window(base, spec, partial)
+            check_files(partial)
+            if lora:
+                with replacing(target.with_name(f"{target.name}-adapters")) as adapters:
+                    save_adapters(state, lora, base, adapters)
+    except NOT_WRITTEN as error:
         raise StoreError(
             f"the model cannot be written to {target} ({error}): make room there and start again; the last "
             "checkpoint is whole, so only the writing is repeated"

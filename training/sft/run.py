@@ -86,18 +86,17 @@ def _read_data(
     config: SftConfig, tokenizer: TextTokenizer, spec: ModelSpec, directory: Path, context: Context
 ) -> tuple[list[Source], list[Source]]:
     rejections = Rejections()
-    arguments = (config.data, tokenizer, spec, config.run.seed, rejections)
-    sources = load_sources(config.data.sources, *arguments)
-    validation = load_sources(config.data.validation, *arguments)
+    configs = (*config.data.sources, *config.data.validation)
+    loaded = load_sources(configs, config.data, tokenizer, spec, config.run.seed, rejections)
     if context.rank == 0:
-        for source in [*sources, *validation]:
+        for source in loaded:
             print(f"{source.name}: {source.samples} samples in {len(source.rows)} rows", flush=True)
         rejections.write(directory / "rejected.jsonl")
         if rejections.problems:
             print(f"{len(rejections.problems)} rejected, see {directory / 'rejected.jsonl'}:", flush=True)
             for problem in rejections.problems[:_SHOWN]:
                 print(f"  {problem}", flush=True)
-    return sources, validation
+    return loaded[: len(config.data.sources)], loaded[len(config.data.sources) :]
 
 
 def _check_memory(

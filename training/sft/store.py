@@ -8,12 +8,14 @@ A checkpoint whose files do not have the digests that state.json names is passed
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _STATE = "state.json"
+# What a full disk raises, by who writes: safetensors has an error of its own.
+NOT_WRITTEN = (OSError, SafetensorError)
 
 
 class StoreError(Exception):
@@ -94,7 +98,7 @@ class SnapshotStore:
                 shutil.rmtree(target)
             partial.rename(target)
             _sync(self._directory)
-        except (OSError, SafetensorError) as error:
+        except NOT_WRITTEN as error:
             shutil.rmtree(partial, ignore_errors=True)
             size = sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values())
             raise StoreError(
@@ -129,6 +133,29 @@ class SnapshotStore:
 
     def _names(self) -> list[Path]:
         return sorted(path for path in self._directory.glob("step-*") if path.is_dir())
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of ``target`` once it is whole; else nothing of it is left.
+
+    Nobody else may be writing ``target``: what runs that were killed left beside it is removed.
+    """
+    of_any_run = f".{glob.escape(target.name)}.[0-9]*"
+    for left in target.parent.glob(f"{of_any_run}.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for left in target.parent.glob(f"{of_any_run}.old"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _open(directory: Path) -> Snapshot:

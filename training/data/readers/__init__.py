@@ -132,15 +132,20 @@ def open_data_set(root: Path, layout: str = "", *, strict: bool = True) -> DataS
 def joined(first: DataSet, others: Sequence[DataSet]) -> DataSet:
     """Several data sets as one, to look for what they share.
 
-    Ids and splits of ``others`` get their folder's name in front; media paths start in the common folder.
+    Ids and splits of ``others`` get their folder's name in front, with a number where it is not the first of
+    that name; media paths start in the common folder.
     """
     root = Path(os.path.commonpath([data.root.resolve() for data in (first, *others)]))
     report = Report(first.report.rows, first.report.bad_rows, list(first.report.problems))
     samples = [_moved(sample, first.root, root) for sample in first.samples]
     places = dict(first.places)
+    names: set[str] = set()
     for data in others:
-        name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower())
+        name = re.sub(r"[^a-z0-9_-]", "_", data.root.resolve().name.lower())[:40]
         name = name if name[:1].isalnum() else f"other{name}"  # splits begin with a letter or a digit
+        numbered = (name, *(f"{name}-{number}" for number in range(2, len(others) + 1)))
+        name = next(one for one in numbered if one not in names)
+        names.add(name)
         report.rows += data.report.rows
         report.bad_rows += data.report.bad_rows
         report.problems += data.report.problems

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -12,6 +13,7 @@ from ..problems import FieldErrors, Report
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_NUMBER = "a finite number"  # Python reads NaN and Infinity too, and whole numbers of any length
 
 
 class Fields:
@@ -48,7 +50,7 @@ class Fields:
 
     def number(self, name: str, default: float | None = _MISSING) -> Any:
         """A number, as float; ``null`` where the default is None."""
-        value = self._get(name, default, lambda v: _is_number(v) or (v is None is default), "a number", 0.0)
+        value = self._get(name, default, lambda v: _is_number(v) or (v is None is default), _NUMBER, 0.0)
         return value if value is None else float(value)
 
     def flag(self, name: str, default: bool = _MISSING) -> bool:
@@ -194,7 +196,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _kind(value: object) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,34 @@ def write_samples(directory: Path, samples: Iterable[Sample], name: str = FILE_N
     finally:
         partial.unlink(missing_ok=True)
     return len(ids)
+
+
+def drop_samples(directory: Path, unwanted: Callable[[Sample], bool]) -> None:
+    """Take samples out of ``samples.jsonl``, where there is one; all other lines stay as they are.
+
+    Raises:
+        OSError: the file cannot be written again; it is as it was.
+    """
+    path = directory / FILE_NAME
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if not _holds(line, unwanted)]
+    if len(kept) == len(lines):
+        return
+    partial = directory / f".{FILE_NAME}.{os.getpid()}.partial"
+    try:
+        partial.write_bytes(b"".join(kept))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if not kept:
+        path.unlink()
+
+
+def _holds(line: bytes, wanted: Callable[[Sample], bool]) -> bool:
+    try:
+        return wanted(sample_from_json(json.loads(line)))
+    except (ValueError, RecursionError):
+        return False
 
 
 def json_line(sample: Sample) -> str:

@@ -32,8 +32,8 @@ _ROBOTS = {
     "robot_arm": r"so-?10\d|koch|lekiwi|aloha|widowx|franka|panda|xarm|ur\d|kuka|openarm|piper|trossen",
     "humanoid": r"g1|h1|gr1|humanoid|reachy|hope",
 }
-# pyarrow's own errors are subclasses of these.
-_ERRORS = (OSError, ValueError, KeyError, NotImplementedError)
+# pyarrow's own errors are subclasses of these; the last one is of values that are not what they should be.
+_ERRORS = (OSError, ValueError, KeyError, NotImplementedError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def _note(report: Report, file: Path, row: int, error: Exception) -> None:
 def _read_info(root: Path) -> _Info:
     value = json.loads((root / INFO).read_text("utf-8"))
     fields = Fields(value)
+    if fields.errors:
+        raise FieldErrors(fields.errors)
     version = re.match(r"v?(\d+)\.", fields.text("codebase_version"))
     number = int(version[1]) if version else 0
     if number not in (2, 3):
@@ -119,6 +121,11 @@ def _read_info(root: Path) -> _Info:
             "cameras are stored as pictures inside parquet, which is not read: " if inside else "no camera: "
         )
         fields.error("features", what + "convert the data set to videos with lerobot")
+    splits, robot = value.get("splits") or {}, value.get("robot_type") or ""  # null where it is not known
+    if not isinstance(splits, dict):
+        fields.error("splits", 'must be an object of the form {"train": "0:50"}')
+    if not isinstance(robot, str):
+        fields.error("robot_type", "must be a string")
     info = fields.make(
         lambda: _Info(
             version=number,
@@ -127,8 +134,8 @@ def _read_info(root: Path) -> _Info:
             data_path=fields.text("data_path"),
             video_path=fields.text("video_path"),
             chunk_size=fields.whole("chunks_size", 1000),
-            splits={k: v for k, v in (value.get("splits") or {}).items() if isinstance(v, str)},
-            robot=value.get("robot_type") or "",
+            splits={k: v for k, v in splits.items() if isinstance(v, str)},
+            robot=robot,
         )
     )
     if info is None or fields.errors:
