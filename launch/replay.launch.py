@@ -8,7 +8,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from cosmos_reason_node.deployment import LOG_LEVELS, replay
-from cosmos_reason_node.ros.launching import argument, flag, launch_node, node_namespace
+from cosmos_reason_node.ros.launching import argument, flag, launch_node, node_namespace, number
 
 BOOLEAN = ("true", "false")
 
@@ -23,12 +23,12 @@ def start(context):
         text("source"),
         topic=text("topic"),
         format=text("format"),
-        rate=float(text("rate")),
+        rate=number(context, "rate"),
         loop=flag(context, "loop"),
         frame_id=text("frame_id"),
-        wait_s=float(text("wait_s")),
-        max_duration_s=float(text("max_duration_s")),
-        max_side=int(text("max_side")),
+        wait_s=number(context, "wait_s"),
+        max_duration_s=number(context, "max_duration_s"),
+        max_side=round(number(context, "max_side")),
         reliability=text("reliability"),
         publish_clock=flag(context, "publish_clock"),
         name=text("node_name"),

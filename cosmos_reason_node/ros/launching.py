@@ -58,3 +58,16 @@ def flag(context: LaunchContext, name: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(f"{name} must be true or false, not {text!r}")
     return text == "true"
+
+
+def number(context: LaunchContext, name: str) -> float:
+    """Value of a launch argument that is a number.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = argument(context, name).strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {text!r}") from None

@@ -8,7 +8,7 @@ import itertools
 
 import launch_pytest
 import pytest
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -17,6 +17,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 
 from cosmos_reason_node import deployment
+from cosmos_reason_node.ros.launching import number
 from tests.ros.client import Client
 from tests.ros.node_process import ROOT, until
 
@@ -77,3 +78,11 @@ def test_every_setting_is_a_documented_argument(launch_context):
     parameters = set(inspect.signature(deployment.replay).parameters) - {"remappings", "name"}
     assert {argument.name for argument in arguments} == parameters | {"node_name"}
     assert all(argument.description not in ("", "no description given") for argument in arguments)
+
+
+@pytest.mark.parametrize("name", ["rate", "wait_s", "max_duration_s", "max_side"])
+def test_what_is_no_number_is_refused_by_its_name(name):
+    context = LaunchContext()
+    context.launch_configurations[name] = "fast"
+    with pytest.raises(ValueError, match=f"{name} must be a number, not 'fast'"):
+        number(context, name)
