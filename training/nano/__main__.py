@@ -151,7 +151,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     from .diagnose import diagnose
 
     try:
-        print(diagnose(WORK, options.stage, options.moments))
+        print(diagnose(WORK, options.stage, options.moments, options.answers))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -250,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose = stages.add_parser("diagnose", help="what the tower sees and what is answered, by object")
     diagnose.add_argument("--stage", choices=("answers", "finish"), default="finish", help="of the tower")
     diagnose.add_argument("--moments", type=int, default=640, help="held-out moments shown to the tower")
+    diagnose.add_argument("--answers", type=Path, default=WORK / "eval", help="folder of an evaluation")
     diagnose.set_defaults(run=_diagnose)
 
     clip = stages.add_parser("clip", help="render the demo clip")

@@ -128,14 +128,14 @@ def table(counts: Rights) -> str:
     return "\n".join(lines)
 
 
-def diagnose(work: Path, stage: str, moments: int) -> str:
-    """Both tables, of the held-out split; the tower as it was after ``stage``."""
+def diagnose(work: Path, stage: str, moments: int, evaluation: Path) -> str:
+    """Both tables, of the held-out split: the tower as it was after ``stage``, answers of ``evaluation``."""
     read = seen(work / "work" / stage, work / "model", work / EPISODES / "held_out", moments)
     return "\n\n".join(
         (
             f"Read off the tower after {stage}, of {moments} moments, % right (n)",
             table(read),
-            "Answers of the model evaluated last, % right (n)",
-            table(answered(work / "eval")),
+            f"Answers in {evaluation}, % right (n)",
+            table(answered(evaluation)),
         )
     )
