@@ -3,7 +3,6 @@
 
 import dataclasses
 import resource
-import shutil
 import sys
 
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file
 
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
-from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.nano_files import NANO, described
 from tests.unit.sim_files import write_episodes
 from training.data.sim.physics.clip import save_clip
@@ -112,26 +110,3 @@ def test_stages_go_on_only_from_the_weights_they_began_with(tmp_path):
     nano_train.train(one)  # goes on: it is finished
     again = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in made.items())
-
-
-def test_the_mean_of_two_runs_is_a_checkpoint(tmp_path, monkeypatch):
-    models = [tmp_path / name for name in ("one", "two")]
-    for seed, model in enumerate(models):
-        shutil.copytree(NANO, model)
-        save_weights(create(model, seed), model, torch.float32)
-    out = tmp_path / "mean"
-    assert command(monkeypatch, tmp_path, "average", *models, "--out", out) == 0
-    one, two, mean = (load_file(folder / "model.safetensors") for folder in (*models, out))
-    assert all(torch.allclose(mean[name], (one[name] + two[name]) / 2, atol=1e-7) for name in one)
-    specs = [load(folder, device="cpu").spec for folder in (models[0], out)]
-    assert dataclasses.replace(specs[1], model_id="one") == specs[0]
-    assert not (out / "eval.json").exists(), "it was not measured"
-
-
-def test_only_runs_from_one_beginning_are_averaged(tmp_path, monkeypatch):
-    other = shutil.copytree(NANO, tmp_path / "other")
-    assert "two checkpoints" in command(monkeypatch, tmp_path, "average", NANO.resolve(), "--out", "mean")
-    (other / "tokenizer.json").write_bytes((NANO / "tokenizer.json").read_bytes() + b" ")
-    said = command(monkeypatch, tmp_path, "average", NANO, other, "--out", "mean")
-    assert said.startswith(f"error: {other / 'tokenizer.json'} is not that of")
-    assert not (tmp_path / "mean").exists()

@@ -168,16 +168,6 @@ def _clip(options: argparse.Namespace) -> None:
     print(f"wrote {options.out} and {options.out.with_suffix('.json')}")
 
 
-def _average(options: argparse.Namespace) -> None:
-    from .average import average
-
-    try:
-        average(options.models, options.out)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"wrote {options.out}")
-
-
 def _init(options: argparse.Namespace) -> None:
     _untrained(options.out)
     print(f"wrote {options.out}")
@@ -241,11 +231,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--after", type=Path, default=WORK / "rl" / "run" / "model", help="the other one")
     compare.add_argument("--windows", type=int, default=300, help="of each source")
     compare.set_defaults(run=_compare)
-
-    mean = stages.add_parser("average", help="mean of the weights of runs that began with the same ones")
-    mean.add_argument("models", type=Path, nargs="+", metavar="DIR", help="checkpoint directories")
-    mean.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    mean.set_defaults(run=_average)
 
     diagnose = stages.add_parser("diagnose", help="what the tower sees and what is answered, by object")
     diagnose.add_argument("--stage", choices=("answers", "finish"), default="finish", help="of the tower")
