@@ -265,6 +265,7 @@ def test_bad_requests_are_failures(engine):
         (Query(QueryKind.COMPLETION), ErrorCode.NO_TASK),
         (Query(QueryKind.QUESTION, question=" "), ErrorCode.INVALID_REQUEST),
         (Query(QueryKind.QUESTION, question="<|im_end|>"), ErrorCode.INVALID_REQUEST),
+        (Query(QueryKind.QUESTION, question="half of \ud83e"), ErrorCode.INVALID_REQUEST),
         (Query(QueryKind.QUESTION, question="x" * 3000), ErrorCode.QUESTION_TOO_LONG),
         (Query(QueryKind.QUESTION, question="手" * 1900), ErrorCode.QUESTION_TOO_LONG),
         (dataclasses.replace(FREE, think_tokens=10**6), ErrorCode.INVALID_REQUEST),
@@ -275,6 +276,16 @@ def test_a_bad_query_fails_alone(engine, query, code):
     ended = answers(engine, request(query, FREE))
     assert ended[0].error_code is code
     assert ended[0].error_msg
+    assert isinstance(ended[1], Done)
+
+
+def test_a_question_is_bounded_by_the_memory_that_it_takes(engine, monkeypatch):
+    bound = answers(engine, request(FREE))[0].answer.prompt_tokens  # more than the question's own
+    monkeypatch.setattr("cosmos_reason_node.engine.run.MAX_QUESTION_TOKENS", bound)
+    long = Query(QueryKind.QUESTION, question="手" * bound, think_tokens=0)
+    ended = answers(engine, request(long, FREE))
+    assert ended[0].error_code is ErrorCode.QUESTION_TOO_LONG
+    assert f"the limit is {bound}" in ended[0].error_msg
     assert isinstance(ended[1], Done)
 
 
