@@ -116,7 +116,8 @@ class Record:
             return self.error.replace("_", " ").lower()
         if self.verdict == "CHOICE" and 0 <= self.option_index < len(self.options):
             return self.options[self.option_index]
-        return self.answer if self.verdict == "CHOICE" else self.verdict
+        # With or without a full stop it is one answer: one colour, and right where it is.
+        return self.answer.removesuffix(".") if self.verdict == "CHOICE" else self.verdict
 
 
 @dataclass(frozen=True)

@@ -294,3 +294,11 @@ def test_numbers_that_are_none_do_not_reach_the_page():
     made = Record.from_json(line)
     assert (made.confidence, made.age_s) == (0.0, 0.0)
     assert dataclasses.replace(made, verdict="NO").headline == "NO"
+
+
+def test_a_full_stop_makes_no_other_answer_of_it():
+    moments = [
+        record(i, kind="next_action", verdict="CHOICE", answer=text)
+        for i, text in enumerate(("pull", "pull."))
+    ]
+    assert {moment.headline for moment in moments} == {"pull"}
