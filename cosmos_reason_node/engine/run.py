@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_THINK_TOKENS = 8192
 MAX_ANSWER_TOKENS = 1024
-# Of a question, read in one pass: attention takes memory by its square, and want of memory ends all of a batch.
+# Of a question, read in one pass: attention takes memory by its square, and lack of it ends a whole batch.
 MAX_QUESTION_TOKENS = 4096
 # Room for the forced pieces of the output, which no budget counts.
 FORCED_TOKENS = 64
@@ -156,7 +156,8 @@ class Run:
         if len(suffix) > MAX_QUESTION_TOKENS:
             raise CosmosReasonError(
                 ErrorCode.QUESTION_TOO_LONG,
-                f"the question has {len(suffix)} tokens, the limit is {MAX_QUESTION_TOKENS}: use shorter texts",
+                f"the question has {len(suffix)} tokens, the limit is {MAX_QUESTION_TOKENS}: "
+                "use shorter texts",
             )
         think = query.think_tokens if query.think_tokens >= 0 else engine.default_think_tokens
         if think > MAX_THINK_TOKENS or not 1 <= request.max_answer_tokens <= MAX_ANSWER_TOKENS:
