@@ -149,7 +149,7 @@ class Session:
         before: a session that was handed over to this one; its recordings go on.
 
     Raises:
-        CosmosReasonError: the recorder cannot start.
+        CosmosReasonError: a message type's definition is not installed, which the recorder needs.
     """
 
     def __init__(
