@@ -9,13 +9,16 @@ replayed; the least used go first. The engine above gives few shapes and always 
 decode step is two launches: decoder and head.
 
 NOT EXECUTED without a GPU, and not yet on one: everything in ``TensorRtExecutor`` and ``_Context`` that runs
-after ``require_cuda``. What is: ``find_library``, ``this_system`` and the refusals. The buffers, shapes and
-calls that the executor is given are those that ONNX Runtime is given in the tests.
+after ``require_cuda``. What is: ``find_library``, ``this_system``, ``load_engine`` of what is no engine, and the
+refusals. The buffers, shapes and calls that the executor is given are those that ONNX Runtime is given in the
+tests.
 """
 
 from __future__ import annotations
 
 import importlib
+import mmap
+import os
 import platform
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -65,6 +68,29 @@ def gpu_target(device: torch.device) -> str:
     return f"sm{major}{minor}"
 
 
+def load_engine(runtime: Any, path: Path, version: str) -> Any:
+    """The engine in a file, deserialized by a TensorRT runtime.
+
+    The file is mapped and not read: its pages can be dropped while the weights go to the GPU. A copy on the
+    heap would hold the weights twice, and on a Jetson both in the same memory.
+
+    Raises:
+        CosmosReasonError: MODEL_INVALID with what to build.
+    """
+    engine = None
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size:  # nothing cannot be mapped
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialized:
+                engine = runtime.deserialize_cuda_engine(serialized)
+    if engine is None:
+        raise CosmosReasonError(
+            ErrorCode.MODEL_INVALID,
+            f"TensorRT {version} cannot load {path} (its log says why): build it here with "
+            "python -m training.export --build-only",
+        )
+    return engine
+
+
 class TensorRtExecutor:
     """Runs the engines of an export on a CUDA device.
 
@@ -92,14 +118,7 @@ class TensorRtExecutor:
         self._scratch: dict[str, Tensor] = {}
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
         for part in PARTS:
-            path = directory / engine_name(part)
-            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-            if engine is None:
-                raise CosmosReasonError(
-                    ErrorCode.MODEL_INVALID,
-                    f"TensorRT {self._trt.__version__} cannot load {path} (its log says why): build it here "
-                    "with python -m training.export --build-only",
-                )
+            engine = load_engine(self._runtime, directory / engine_name(part), self._trt.__version__)
             self._engines[part] = engine
             self._scratch[part] = torch.empty(
                 max(1, engine.device_memory_size_v2), dtype=torch.uint8, device=device

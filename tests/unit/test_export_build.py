@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from cosmos_reason_node.engine.manifest import PARTS, check_build, check_files, engine_name, read_manifest
-from cosmos_reason_node.engine.tensorrt import find_library, this_system
+from cosmos_reason_node.engine.tensorrt import find_library, load_engine, this_system
 from cosmos_reason_node.errors import CosmosReasonError
 from tests.unit.export_files import exported, plan
 from training.export.__main__ import main
@@ -48,6 +48,15 @@ def test_engines_are_built_for_gpus_that_are_not_here(folder, target):
         build_engines(TARGETS[target], folder, manifest, repaired.append)
         check_files(folder, read_manifest(folder), ["vision.engine"])
         assert sum("there and whole" in line for line in repaired) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no engine" * 999])
+def test_a_file_that_is_no_engine_says_what_to_build(tmp_path, content):
+    path = tmp_path / "decoder.engine"
+    path.write_bytes(content)
+    runtime = rtx.Runtime(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
+    with pytest.raises(CosmosReasonError, match=r"cannot load .*decoder\.engine.*--build-only"):
+        load_engine(runtime, path, rtx.__version__)
 
 
 @pytest.mark.parametrize("part", PARTS)
