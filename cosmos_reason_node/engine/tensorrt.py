@@ -9,9 +9,9 @@ replayed; the least used go first. The engine above gives few shapes and always 
 decode step is two launches: decoder and head.
 
 NOT EXECUTED without a GPU, and not yet on one: everything in ``TensorRtExecutor`` and ``_Context`` that runs
-after ``require_cuda``. What is: ``find_library``, ``this_system``, ``load_engine`` of what is no engine, and the
-refusals. The buffers, shapes and calls that the executor is given are those that ONNX Runtime is given in the
-tests.
+after ``require_cuda``. What is: ``find_library``, ``this_system``, ``load_engine`` of what is no engine,
+the refusals. The buffers, shapes and calls that the executor is given are those that ONNX Runtime is given in
+the tests.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class TensorRtExecutor:
         self._device = device
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)
         self._runtime = self._trt.Runtime(self._logger)
+        self._stream = torch.cuda.Stream(device)
         self._second_stream = torch.cuda.Stream(device)
         self._engines: dict[str, Any] = {}
         self._scratch: dict[str, Tensor] = {}
@@ -156,7 +157,15 @@ class TensorRtExecutor:
                 torch.cuda.synchronize(self._device)  # it may be running
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(key)
-        context.launch(torch.cuda.current_stream(self._device), part)
+        current = torch.cuda.current_stream(self._device)
+        if current != torch.cuda.default_stream(self._device) or context.replays:
+            context.launch(current, part)
+            return
+        # On the default stream TensorRT would synchronise around every launch, and TensorRT-RTX could not
+        # capture it.
+        self._stream.wait_stream(current)
+        context.launch(self._stream, part)
+        current.wait_stream(self._stream)
 
     def beside(self) -> AbstractContextManager[Any]:
         """Within it the second stream is the current one."""
@@ -198,6 +207,11 @@ class _Context:
         self._captures = not is_rtx  # TensorRT-RTX replays by itself
         self._launched = False
         self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def replays(self) -> bool:
+        """Whether a graph captured here is replayed, on whichever stream."""
+        return self._graph is not None
 
     def launch(self, stream: torch.cuda.Stream, part: str) -> None:
         """Enqueue one run."""
