@@ -18,7 +18,7 @@ from training.data.problems import DataError
 from training.data.readers import open_data_set
 from training.data.readers.jsonl import write_samples
 from training.data.schema import QuestionKind, Turn
-from training.sft.batches import RowLoader, RowSource
+from training.sft.batches import Damage, RowLoader, RowSource
 from training.sft.config import DataConfig, SourceConfig
 from training.sft.data import Rejections, RowSampler, Source, adapt_spec, chosen, load_sources, plan, spread
 
@@ -172,6 +172,47 @@ def test_missing_frames_name_the_sample(tmp_path, tokenizer):
         DataError, match=r"0.npz is missing.*remove sample 0-\w+ \(samples.jsonl, row [123]\)"
     ):
         RowLoader(tokenizer, SPEC, augment=False, seed=0).load(source.rows[:1], (0, 0))
+
+
+def tear(path):
+    """Cut a file short: it is there and not empty, and cannot be decoded."""
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def test_a_row_that_cannot_be_decoded_counts_for_nothing(tmp_path, tokenizer, capsys):
+    make_data(tmp_path / "data", windows=3)
+    (source,) = read(config(tmp_path / "data", strict=False), tokenizer)
+    listed = tmp_path / "rejected.jsonl"
+    loader = RowLoader(tokenizer, SPEC, augment=False, seed=0, damage=Damage(listed))
+    whole = loader.load(source.rows, (0, 0))
+    tear(tmp_path / "data" / "1.npz")
+    batch = loader.load(source.rows, (0, 0))
+    torn = next(n for n, row in enumerate(source.rows) if row.media and row.media[0].paths == ("1.npz",))
+    others = batch.rows != torn
+    assert whole.weights[whole.rows == torn].sum() > 0
+    assert batch.weights[~others].sum() == 0
+    assert torch.equal(batch.weights[others], whole.weights[whole.rows != torn])
+    assert torch.equal(batch.labels[others], whole.labels[whole.rows != torn])
+    assert batch.samples == whole.samples - 3
+    assert len(batch.grids) == len(whole.grids) - 1
+    loader.load(source.rows, (1, 0))  # told once
+    (line,) = listed.read_text().splitlines()
+    assert "1.npz is damaged or cut off" in line
+    assert capsys.readouterr().out.count("left out: ") == 1
+    assert loader.load([source.rows[torn]], (2, 0)).weight == 0  # a pass of nothing else
+
+
+def test_rows_beyond_a_tenth_that_cannot_be_decoded_end_the_run(tmp_path, tokenizer):
+    make_data(tmp_path / "data", windows=30)
+    (source,) = read(config(tmp_path / "data", strict=False, branches=1), tokenizer)
+    for path in (tmp_path / "data").glob("*.npz"):
+        tear(path)
+    loader = RowLoader(tokenizer, SPEC, augment=False, seed=0, damage=Damage(tmp_path / "rejected.jsonl"))
+    with_video = [row for row in source.rows if row.media]
+    for row in with_video[:8]:
+        loader.load([row], (0, 0))
+    with pytest.raises(DataError, match=r"9 of the 9 rows .* training.data check"):
+        loader.load([with_video[8]], (0, 0))
 
 
 def test_the_window_can_be_set(folder, tokenizer):

@@ -72,6 +72,22 @@ def test_it_learns_and_reports(finished):
     assert kept == ["step-00000004", "step-00000006"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_torn_clip_ends_a_strict_run_only(files, tmp_path, workers):
+    data = make_data(tmp_path / "data")
+    (data / "1.npz").write_bytes((data / "1.npz").read_bytes()[:-2000])
+    torn = {"workers": workers, "validation": [{"path": str(data)}]}
+    with pytest.raises(DataError, match=r"1.npz is damaged.*remove sample 1-"):
+        run(config((files[0], data), tmp_path / "strict", data=torn))
+    output = tmp_path / "run"
+    run(config((files[0], data), output, data=torn | {"strict": False}, run={"validate_every": 3}))
+    assert [entry["step"] for entry in curve(output)] == list(range(6))
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert rejected
+    assert all("1.npz is damaged" in problem["message"] for problem in rejected)
+    assert (output / "model" / "config.json").is_file()
+
+
 def test_the_node_loads_the_model(finished, files):
     model = load(finished / "model", device="cpu", dtype="float32")
     snapshot = SnapshotStore(finished / "checkpoints", 2).newest()

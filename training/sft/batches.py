@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +21,50 @@ from training.data.media import MediaError, WindowSpec, load_window
 from training.data.problems import DataError, Problem
 
 from .augment import Augmentation
-from .data import Row, RowSampler, plan
-from .rows import RowBatch, pack_rows
+from .data import Rejections, Row, RowSampler, plan
+from .rows import Branch, RowBatch, pack_rows
+
+
+class Damage:
+    """Rows whose media turn out not to decode while they are trained on; each is told of once.
+
+    Args:
+        path: file that they are appended to, a JSON line each.
+
+    Attributes:
+        most: share of the rows read, and ``few`` of them, beyond which the run ends: a disk or a download is
+            broken then, and not a clip.
+    """
+
+    most = 0.1
+    few = 8
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._read: set[Row] = set()
+        self._damaged: set[Row] = set()
+
+    def count(self, row: Row, problem: Problem | None) -> None:
+        """A row was read, with or without a problem.
+
+        Raises:
+            DataError: too many have one.
+        """
+        with self._lock:
+            self._read.add(row)
+            if problem is None or row in self._damaged:
+                return
+            self._damaged.add(row)
+            with suppress(OSError):  # a full disk; it is printed too
+                Rejections([problem]).append(self._path)
+            print(f"left out: {problem}", flush=True)
+            if len(self._damaged) > max(self.few, self.most * len(self._read)):
+                what = (
+                    f"{len(self._damaged)} of the {len(self._read)} rows that were read cannot be decoded, "
+                    f"see {self._path}: run `python -m training.data check` on the data sets"
+                )
+                raise DataError([Problem(problem.file, problem.row, "media", what)])
 
 
 class RowLoader:
@@ -28,13 +74,25 @@ class RowLoader:
         tokenizer, spec: of the model.
         augment: change windows at random.
         seed: of those changes.
+        damage: told of rows that cannot be decoded, which are left out then; None: they are errors.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, *, augment: bool, seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        spec: ModelSpec,
+        *,
+        augment: bool,
+        seed: int,
+        damage: Damage | None = None,
+    ) -> None:
         self._tokenizer, self._spec, self._augment, self._seed = tokenizer, spec, augment, seed
+        self._damage = damage
 
     def load(self, rows: Sequence[Row], key: tuple[int, ...]) -> RowBatch:
         """One forward pass.
+
+        A row that is left out keeps its place, as other processes count on it, without video and weight.
 
         Args:
             rows: of it.
@@ -45,25 +103,44 @@ class RowLoader:
         """
         patches: list[np.ndarray] = []
         videos: list[list[VideoGrid]] = []
+        branches: list[Sequence[Branch]] = []
+        lost = 0
         for number, row in enumerate(rows):
-            grids = []
-            wanted = WindowSpec.of(self._spec, whole=row.whole)
-            for media in row.media:
-                try:
-                    window = load_window(row.root, media, wanted)
-                except MediaError as error:
-                    what = f"{error.message}; or remove sample {row.names[0]}"
-                    raise DataError([Problem(str(row.root), 0, "media", what)]) from error
-                frames = window.pixels()
-                if self._augment:
-                    rng = np.random.default_rng([self._seed, *key, number, 3])
-                    frames = Augmentation((frames.shape[1], frames.shape[2]), rng).frames(frames)
-                cut, _ = patchify(frames, self._spec.patches)
-                patches.append(cut)
-                count, height, width, _ = frames.shape
-                grids.append(self._spec.video_grid(count, height, width, window.fps))
-            videos.append(grids)
-        return pack_rows([row.branches for row in rows], videos, patches, self._tokenizer, self._spec)
+            problem = None
+            try:
+                read = self._videos(row, [self._seed, *key, number, 3])
+            except MediaError as error:
+                what = f"{error.message}; or remove sample {row.names[0]}"
+                problem = Problem(str(row.root), 0, "media", what)
+                if self._damage is None:
+                    raise DataError([problem]) from error
+                read = []
+            if self._damage is not None:
+                self._damage.count(row, problem)
+            patches += [cut for cut, _ in read]
+            videos.append([grid for _, grid in read])
+            branches.append(row.branches if problem is None else [_weightless(b) for b in row.branches])
+            lost += len(row.branches) if problem else 0
+        batch = pack_rows(branches, videos, patches, self._tokenizer, self._spec)
+        return replace(batch, samples=batch.samples - lost) if lost else batch
+
+    def _videos(self, row: Row, seed: list[int]) -> list[tuple[np.ndarray, VideoGrid]]:
+        videos = []
+        wanted = WindowSpec.of(self._spec, whole=row.whole)
+        for media in row.media:
+            window = load_window(row.root, media, wanted)
+            frames = window.pixels()
+            if self._augment:
+                rng = np.random.default_rng(seed)  # the cameras of a window are changed alike
+                frames = Augmentation((frames.shape[1], frames.shape[2]), rng).frames(frames)
+            cut, _ = patchify(frames, self._spec.patches)
+            count, height, width, _ = frames.shape
+            videos.append((cut, self._spec.video_grid(count, height, width, window.fps)))
+        return videos
+
+
+def _weightless(branch: Branch) -> Branch:
+    return replace(branch, weights=[0.0] * len(branch.target))
 
 
 class RowSource:

@@ -54,8 +54,9 @@ class DataConfig:
         max_pixels: most pixels of a frame; 0 = the checkpoint's. A checkpoint of fixed frame size takes 0.
         augment: change colours and view of each window at random.
         strict: an unusable row of a data set, one whose media are missing or empty too, ends the run before
-            it starts; otherwise it is left out, counted and listed. Damage that only decoding shows ends the
-            run where it is met, in both cases, and is the loss of the steps since the last checkpoint:
+            it starts; otherwise it is left out, counted and listed. Damage that only decoding shows ends a
+            strict run where it is met, and is the loss of the steps since the last checkpoint; otherwise the
+            row counts for nothing, unless a tenth of the rows are damaged.
             ``python -m training.data check`` finds it before.
         workers: threads that decode ahead; 0 = decode in the training thread.
     """

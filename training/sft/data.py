@@ -81,9 +81,16 @@ class Rejections:
     def write(self, path: Path) -> None:
         """One JSON line each; replaces the file before it."""
         partial = path.with_suffix(".partial")
-        lines = (json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in self.problems)
-        partial.write_text("".join(lines), encoding="utf-8")
+        partial.write_text(self._lines(), encoding="utf-8")
         os.replace(partial, path)
+
+    def append(self, path: Path) -> None:
+        """The same lines behind those that the file holds."""
+        with path.open("a", encoding="utf-8") as file:
+            file.write(self._lines())
+
+    def _lines(self) -> str:
+        return "".join(json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in self.problems)
 
 
 def adapt_spec(spec: ModelSpec, data: DataConfig) -> ModelSpec:

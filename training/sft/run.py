@@ -17,7 +17,7 @@ from training.data.problems import DataError, Problem
 from training.data.readers import find_layout
 
 from . import memory
-from .batches import RowList, RowLoader, RowSource
+from .batches import Damage, RowList, RowLoader, RowSource
 from .config import ConfigError, SftConfig
 from .data import Rejections, RowSampler, Source, adapt_spec, load_sources, spread
 from .export import export
@@ -28,6 +28,7 @@ from .parallel import Context, gather_model, join, shard
 from .rows import AnswerLoss
 
 _SHOWN = 5
+_REJECTED = "rejected.jsonl"
 
 
 def run(config: SftConfig) -> None:
@@ -91,9 +92,9 @@ def _read_data(
     if context.rank == 0:
         for source in loaded:
             print(f"{source.name}: {source.samples} samples in {len(source.rows)} rows", flush=True)
-        rejections.write(directory / "rejected.jsonl")
+        rejections.write(directory / _REJECTED)
         if rejections.problems:
-            print(f"{len(rejections.problems)} rejected, see {directory / 'rejected.jsonl'}:", flush=True)
+            print(f"{len(rejections.problems)} rejected, see {directory / _REJECTED}:", flush=True)
             for problem in rejections.problems[:_SHOWN]:
                 print(f"  {problem}", flush=True)
     return loaded[: len(config.data.sources)], loaded[len(config.data.sources) :]
@@ -154,14 +155,15 @@ def _job(
     context: Context,
 ) -> Job:
     data, run = config.data, config.run
-    loader = RowLoader(model.tokenizer, model.spec, augment=data.augment, seed=run.seed)
+    damage = None if data.strict else Damage(directory / _REJECTED)
+    loader = RowLoader(model.tokenizer, model.spec, augment=data.augment, seed=run.seed, damage=damage)
     sampler = RowSampler(sources, config.optimizer.batch, run.seed)
     rows = spread(validation, data.validation_rows)
     if rows and len(rows) < context.world:
         raise ConfigError(
             f"data.validation: {len(rows)} rows are fewer than the {context.world} processes; give more"
         )
-    plain = RowLoader(model.tokenizer, model.spec, augment=False, seed=run.seed)
+    plain = RowLoader(model.tokenizer, model.spec, augment=False, seed=run.seed, damage=damage)
     return Job(
         objective=objective,
         source=RowSource(sampler, loader, data.max_tokens, config.optimizer.steps, data.workers),
