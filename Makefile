@@ -49,7 +49,7 @@ nano: test-setup ## make the nano checkpoint anew in build/nano: simulate, train
 	@. scripts/env.sh && python -m training.nano train
 	@. scripts/env.sh && python -m training.nano evaluate
 
-nano-rl: test-setup ## second stage of nano: simulate other clips, GRPO, evaluate before and after (hours on two cores)
+nano-rl: test-setup ## second stage of nano, after `make nano`: other clips, GRPO, evaluated before and after (hours)
 	@. scripts/env.sh && python -m training.rl.nano && python -m training.rl --config training/configs/rl_nano.yaml
 	@. scripts/env.sh && python -m training.nano compare && \
 	    python -m training.nano evaluate --model build/nano/rl/run/model --stage rl

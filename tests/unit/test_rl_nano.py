@@ -10,7 +10,7 @@ from training.data.sample import Provenance, Sample, Span
 from training.data.schema import QuestionKind
 from training.eval.simulated import Shown
 from training.nano.source import HELD_OUT_TASKS
-from training.rl.nano import Joined, check_disjoint, write_questions
+from training.rl.nano import Joined, check_disjoint, prepare, write_questions
 from training.rl.rewards import NONE_OPTION
 
 
@@ -70,3 +70,9 @@ def test_a_simulation_in_both_stages_is_found_by_its_frames(tmp_path):
     np.savez_compressed(tmp_path / "rl" / "9.npz", frames=frames, seed=9)
     with pytest.raises(ValueError, match=r"9\.npz.*is in"):
         check_disjoint(tmp_path / "sft", tmp_path / "rl")
+
+
+def test_without_the_first_stage_nothing_is_simulated(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"episodes/train holds no simulations.*make nano"):
+        prepare(tmp_path, 1, 1, 1, 1)
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,6 @@ from cosmos_reason_node.types import Query, Window
 from training.data.problems import DataError
 from training.eval.benchmarks import data_set, thinned
 from training.eval.item import Benchmark
-from training.eval.simulated import find_sources, simulated
 
 from .plan import Plan, PlanError
 from .quantise import QUANTISED, Calibration
@@ -59,5 +58,7 @@ def _benchmark(plan: Plan, data: Sequence[Path], clips: int) -> Benchmark:
             )
     if len(data) == 1 and not any(data[0].glob("*.npz")) and not any(data[0].glob("*.mp4")):
         return data_set(data[0], plan.spec, _SPLIT, clips)
+    from training.eval.simulated import find_sources, simulated  # it wants the simulator installed
+
     sources = find_sources(list(data), plan.spec.window_frames)
     return simulated(sources, max(1, clips // max(1, len(sources))), plan.spec)

@@ -155,7 +155,17 @@ def _filed(asked: Asked) -> tuple[QuestionKind, str]:
 
 
 def prepare(work: Path, episodes: int, clips: int, windows: int, processes: int) -> None:
-    """All of the above; what exists is kept."""
+    """All of the above; what exists is kept.
+
+    Raises:
+        FileNotFoundError: there are no simulations of the first stage to differ from and to ask about.
+    """
+    for needed in (work / EPISODES / "train", work / CLIPS / "train", work / CLIPS / "held_out"):
+        if not any(needed.glob("*.npz")):
+            raise FileNotFoundError(
+                f"{needed} holds no simulations: the second stage follows the first, run `make nano` before "
+                "(`python -m training.nano generate` makes them)"
+            )
     root = work / "rl"
     simulate(root, episodes, clips, processes)
     for folder in (EPISODES, CLIPS):
@@ -201,7 +211,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8000, help="of each of the three data sets")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    prepare(options.work, options.episodes, options.clips, options.windows, options.processes)
+    try:
+        prepare(options.work, options.episodes, options.clips, options.windows, options.processes)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":
