@@ -1,14 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards: what earns one, and above all what does not."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from cosmos_reason_node.types import Query, QueryKind
+from training.data.schema import Provenance, QuestionKind, Sample
 from training.rl import rewards
+from training.rl.config import DataConfig, ModelConfig, RlConfig, RunConfig
+from training.rl.groups import Group, Sampled, Ticket
+from training.rl.tasks import Task
+from training.sft.config import SourceConfig
 
 MCQ = Query(QueryKind.QUESTION, question="Which?", options=("the red ball", "the blue ball", "a cat"))
 YES_NO = Query(QueryKind.COMPLETION, task="open the drawer")
 FREE = Query(QueryKind.NEXT_ACTION, task="open the drawer")
+
+
+def settings():
+    return RlConfig(
+        model=ModelConfig(path="model"),
+        data=DataConfig(sources=(SourceConfig("data"),)),
+        run=RunConfig(output="out", launcher="ray"),
+    )
 
 
 def said(answer, reasoning="because"):
@@ -46,6 +62,42 @@ def test_the_asked_format(text):
 def test_anything_else_is_not_the_format_and_earns_nothing(text):
     assert rewards.format_reward(text) == 0.0
     assert rewards.accuracy(text, MCQ, "B") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "reward"),
+    [
+        ("The drawer is open.", 1.0),
+        ("It asks: is the drawer open?", 1.0),
+        ('The label says "open the drawer."', 1.0),
+        ("The", 0.0),
+        ("Open it.", 0.0),
+        ("The drawer is open", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_thought_of_four_words_is_a_sentence(reasoning, reward):
+    assert rewards.format_reward(said("yes", reasoning), thought_words=4) == reward
+    assert rewards.format_reward(said("yes", reasoning)) == 1.0
+
+
+@pytest.mark.parametrize(("at_once", "wanted"), [(False, [1.5, 1.0, 0.5]), (True, [1.5, 1.5, 0.5])])
+def test_who_answers_at_once_owes_no_thought(at_once, wanted):
+    config = settings()
+    config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, thought_words=4))
+    sample = Sample(
+        sample_id="a",
+        kind=QuestionKind.TASK_COMPLETION,
+        task="open the drawer",
+        answer="yes",
+        media=(),
+        provenance=Provenance("sim"),
+    )
+    task = Task("a", "toy", sample, Path(), at_once=at_once)
+    texts = (said("yes", "The drawer is open."), said("yes", "The"), said("no", "The drawer is shut."))
+    answers = tuple(Sampled(text, (1,), (-0.1,), (0,), False) for text in texts)
+    judged = rewards.judge(Group(Ticket(0, 0, 0), "toy", answers), task, config)
+    assert judged.rewards == wanted
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ class GrpoConfig:
             sampled probabilities.
         minibatches: optimizer steps of an iteration, each on its own questions.
         format_reward: reward of an answer in the asked format, right or wrong.
+        thought_words: least words of the reasoning, which has to end as a sentence does, for that reward. A
+            model that answers better at once learns to think one word, which the tags alone allow. 0: any.
         accuracy_reward: reward of a right answer.
     """
 
@@ -77,6 +79,7 @@ class GrpoConfig:
     importance_cap: float = setting(0.0, low=0, high=1000)
     minibatches: int = setting(1, low=1, high=64)
     format_reward: float = setting(0.5, low=0, high=100)
+    thought_words: int = setting(0, low=0, high=1000)
     accuracy_reward: float = setting(1.0, low=0, high=100)
 
 

@@ -27,6 +27,7 @@ NONE_OPTION = "none of the options"
 _ANY = Query(QueryKind.QUESTION, question="any")  # read for its format alone
 _TAG = re.compile(r"</?(?:think|answer)>")
 _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+_ENDS = (".", "!", "?", '."', ".)")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _SPAN = re.compile(rf"\A(?:from )?({_NUMBER}) ?s? ?(?:to|-|–|,) ?({_NUMBER}) ?s?\.?\Z")
 _POINT = re.compile(rf"\A[(\[] ?({_NUMBER}), ?({_NUMBER}) ?[)\]]\Z")
@@ -44,9 +45,18 @@ def read(output: str) -> tuple[str, str] | None:
     return parsed.reasoning, parsed.answer
 
 
-def format_reward(output: str) -> float:
-    """1 for one <think></think> and one <answer></answer> with an answer inside, and nothing else."""
-    return float(read(output) is not None)
+def format_reward(output: str, thought_words: int = 0) -> float:
+    """1 for one <think></think> and one <answer></answer> with an answer inside, and nothing else.
+
+    Args:
+        output: what the model wrote.
+        thought_words: least words of the reasoning, which has to end as a sentence does; 0: any, also none.
+    """
+    found = read(output)
+    if found is None:
+        return 0.0
+    thought = found[0].split()
+    return float(not thought_words or (len(thought) >= thought_words and thought[-1].endswith(_ENDS)))
 
 
 def accuracy(output: str, query: Query, answer: str) -> float:
@@ -155,9 +165,10 @@ def judge(group: Group, task: Task, config: RlConfig) -> Group:
     An answer that was cut has not the asked format, whatever stands in it.
     """
     settings, measure = config.grpo, judge_for(task.reward)
+    words = 0 if task.at_once else settings.thought_words
     judgements = []
     for answer in group.answers:
-        form = 0.0 if answer.cut else format_reward(answer.text)
+        form = 0.0 if answer.cut else format_reward(answer.text, words)
         right = 0.0 if answer.cut else measure(answer.text, task.query, task.answer)
         if not math.isfinite(right):
             raise ValueError(f"it is {right}")
