@@ -10,6 +10,8 @@ Tokens are those of the network run whole on every prompt, with float32 down to 
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
@@ -248,10 +250,15 @@ class TorchEngine:
         """Answer requests in step (together.py): each event with the place of its request.
 
         Nothing else may be answered meanwhile. A request's failure ends that request alone, unless memory is
-        short. One after the other where the decoder cannot do it, as with hybrid models.
+        short. One after the other where the decoder cannot do it, as with hybrid models; deadlines count from
+        the first one's start there too.
         """
         if len(requests) < 2 or not getattr(self._decoder(), "can_interleave", False):
+            began = time.monotonic()
             for place, request in enumerate(requests):
+                if request.deadline_s:
+                    left = max(request.deadline_s - (time.monotonic() - began), 1e-3)
+                    request = dataclasses.replace(request, deadline_s=left)
                 for event in self.answer(request):
                     yield place, event
             return

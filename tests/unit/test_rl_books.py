@@ -115,6 +115,36 @@ def test_a_worker_that_is_not_heard_of_loses_its_work_and_is_told_once(tmp_path)
     assert books.hanging() == ["quick"]  # also one that had nothing: it may hang where it loads weights
 
 
+def test_a_worker_that_hangs_while_it_loads_is_told(tmp_path):
+    now = [0.0]
+    books = make(tmp_path, clock=lambda: now[0], silence_s=10.0)
+    books.began("rollout-0.1")
+    now[0] = 11.0
+    assert books.hanging() == ["rollout-0.1"]
+    assert books.hanging() == []
+
+
+def test_weights_that_a_worker_comes_back_without_are_told(tmp_path):
+    now = [0.0]
+    books = make(tmp_path, clock=lambda: now[0])
+    books.published(0)
+    assert books.next_round("slow", -1) == 0
+    now[0] = 1000.0  # it loads for long: nothing is wrong
+    assert not books.unloadable()
+    assert isinstance(books.next_round("slow", 0), tuple)
+    books.published(1)
+    assert books.next_round("slow", 0) == 1
+    assert books.next_round("slow", 0) == 1  # it came back without
+    now[0] = 1050.0
+    assert not books.unloadable()  # a file system may show new files late
+    now[0] = 1061.0
+    assert books.unloadable()
+    assert isinstance(books.next_round("slow", 1), tuple)
+    assert not books.unloadable()
+    now[0] = 2000.0
+    assert not books.unloadable()
+
+
 def test_a_question_over_which_workers_hang_is_replaced(tmp_path, capsys):
     """A reward that never comes back: one reward worker after the other hangs, the run does not."""
     now = [0.0]
@@ -250,6 +280,24 @@ def test_a_trainer_that_goes_back_finds_its_groups_until_a_checkpoint_covers_the
     assert books.batch(2)[0].ticket == Ticket(2, 0, 0)
     assert 0 not in books._entries
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+def test_a_trainer_that_goes_back_beyond_its_newest_checkpoint_asks_all_anew(tmp_path):
+    """Later groups are of weights that this life of the trainer will not have."""
+    books = make(tmp_path, questions=1)
+    for iteration in range(4):
+        books.published(iteration)
+        finish(books, next_ticket(books, "a", iteration), version=iteration)
+    books.checkpointed(3)
+    for opened in (
+        books,
+        make(tmp_path, questions=1),
+    ):  # the same books, and those of a run that starts again
+        opened.published(1)  # checkpoint 3 was damaged
+        assert opened.batch(1) is None
+        assert next_ticket(opened, "a", 1) == Ticket(1, 0, 0)
+        assert next_ticket(opened, "b", 1) == Ticket(2, 0, 0)
+        assert opened.batch(3) is None
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_line(tmp_path):

@@ -7,12 +7,15 @@ Ray is started once for the module; it takes its time on a busy machine.
 import dataclasses
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -33,11 +36,18 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    """Ray on this machine, although another cluster was once started here and has left its address."""
     from training.sft.launch import start_ray
 
-    start_ray(8)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        patch.setenv("RAY_TMPDIR", folder)  # a short path: sockets lie in it
+        patch.delenv("RAY_ADDRESS", raising=False)
+        left = Path(folder) / "ray" / "ray_current_cluster"
+        left.parent.mkdir()
+        left.write_text("127.0.0.1:6379")
+        start_ray(8)
+        yield
+        ray.shutdown()
 
 
 def processes(name):
@@ -76,11 +86,15 @@ def wait(condition, seconds=900):
         time.sleep(0.05)
 
 
-def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(base, tmp_path):
+def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(base, tmp_path, monkeypatch):
     from training.rl.loop import run_inline
 
     run_inline(short(*base, tmp_path / "sync", rollout={"together": 2}))
-    output = tmp_path / "async"
+    monkeypatch.chdir(
+        tmp_path
+    )  # Ray was started elsewhere: relative paths mean the user's folder all the same
+    output = Path("async")
+    base = tuple(Path(os.path.relpath(path)) for path in base)
     rollout = {"workers": 2, "max_staleness": 0, "together": 2}
     config = short(*base, output, run={"launcher": "ray"}, rollout=rollout)
     thread, errors = in_background(config)
@@ -93,6 +107,7 @@ def test_staleness_0_equals_the_single_process_bit_for_bit_though_workers_die(ba
     assert not errors
     assert all(victims)
     assert story(output) == story(tmp_path / "sync")
+    assert (tmp_path / "async" / "model" / "config.json").is_file()
 
 
 def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path):
@@ -105,19 +120,20 @@ def test_every_role_is_killed_at_random_times_and_the_books_agree(base, tmp_path
         optimizer={"steps": 7},
     )
     thread, errors = in_background(config)
-    order = list(ROLES.values())
+    order = [(name, signal.SIGKILL) for name in ROLES.values()]
+    order.append((ROLES["trainer"], signal.SIGTERM))  # it saves before it ends
     rng.shuffle(order)
     killed = []
-    for number, name in enumerate(order):
+    for number, (name, how) in enumerate(order):
         wait(lambda number=number: len(read_log(output / "monitor")) > number or not thread.is_alive())
         time.sleep(rng.uniform(0, 0.3))
         for process in processes(name):
-            process.kill()
-            killed.append(name)
+            process.send_signal(how)
+            killed.append((name, how))
     thread.join(timeout=900)
     assert not thread.is_alive()
     assert not errors
-    assert set(killed) == set(ROLES.values())
+    assert set(killed) == set(order)
     entries = read_log(output / "monitor")
     assert [entry["step"] for entry in entries] == list(range(7))  # each iteration once in the final history
     assert [entry["step"] for entry in read_log(output)] == list(range(7))

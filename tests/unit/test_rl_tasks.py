@@ -149,6 +149,28 @@ def test_what_speaks_of_the_options_above_stays_below_them(base, tmp_path):
     assert {options[0] for options in drawn} == {"above", "below", "beside"}
 
 
+@pytest.mark.parametrize("naming", ["both (A) and (B)", "neither A nor B.", "A or C", "as option B says"])
+def test_options_that_others_name_by_letter_keep_their_letters(base, tmp_path, naming):
+    shown = ("a knife", "a cup", naming, "a plate")
+    sampler = of_options(base, tmp_path, shown, none_share=0.5)
+    assert {sampler.draw(Ticket(0, place, 0)).query.options for place in range(30)} == {shown}
+
+
+@pytest.mark.parametrize("more", ["all of the above", "Both of these", "two of the above"])
+def test_where_an_option_says_that_others_are_right_rejecting_them_is_never_right(base, tmp_path, more):
+    sampler = of_options(base, tmp_path, ("a knife", "a cup", more), none_share=1.0)
+    drawn = [sampler.draw(Ticket(0, place, 0)) for place in range(30)]
+    assert {NONE_OPTION in task.query.options for task in drawn} == {False}
+    assert len({task.query.options for task in drawn}) > 1
+
+
+def test_words_that_look_like_letters_are_no_letters(base, tmp_path):
+    shown = ("grasp a cup or push it", "put both cups away", "an option to stop")
+    sampler = of_options(base, tmp_path, shown, none_share=0.5)
+    drawn = [sampler.draw(Ticket(0, place, 0)).query.options for place in range(30)]
+    assert {NONE_OPTION in options for options in drawn} == {True, False}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

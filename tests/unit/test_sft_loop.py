@@ -220,6 +220,20 @@ def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
         train(other, ALONE)
 
 
+def test_rates_may_be_others_where_a_run_goes_on(tmp_path, capsys):
+    """What a run is told to change when its loss is not finite any more."""
+    facts = {"optimizer": {"steps": 15, "peak_rate": 1e-3, "warm_up": 2}, "model.compute": "bfloat16"}
+    train(job(tmp_path, facts=facts), ALONE)
+    changed = {"optimizer": {"steps": 15, "peak_rate": 1e-4, "warm_up": 5}, "model.compute": "float32"}
+    train(job(tmp_path, facts=changed), ALONE)
+    said = capsys.readouterr().out
+    assert "goes on after step" in said
+    assert "model.compute was bfloat16 and is float32 from here on" in said
+    longer = {**changed, "optimizer": {"steps": 16, "peak_rate": 1e-4, "warm_up": 5}}
+    with pytest.raises(TrainingError, match=r"made with optimizer = .*'steps': 15.*set optimizer back"):
+        train(job(tmp_path, facts=longer), ALONE)
+
+
 def test_only_the_newest_are_kept_and_leftovers_cleared(tmp_path):
     left = tmp_path / "checkpoints" / "partial-1"
     left.mkdir(parents=True)

@@ -2,6 +2,7 @@
 """Requests that are written in step say what each says alone, and fail alone."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -136,3 +137,22 @@ def test_hybrid_models_answer_one_after_the_other(tmp_path):
     requests = [asked(0), asked(1)]
     for request, events in zip(requests, together(engine, requests), strict=True):
         assert_same(events, ended(engine.answer(request)))
+
+
+def test_one_after_the_other_they_have_one_deadline(model, monkeypatch):
+    """As hybrid models are asked: a round of many questions ends when one of a single question would."""
+    engine = TorchEngine(model, min_confidence=0.5)
+    monkeypatch.setattr(type(engine._decoder()), "can_interleave", False)
+    answer, left = engine.answer, []
+
+    def slowly(request):
+        left.append(request.deadline_s)
+        time.sleep(0.5)
+        return answer(request)
+
+    monkeypatch.setattr(engine, "answer", slowly)
+    answers = together(engine, [asked(0, deadline_s=0.4), asked(1, deadline_s=0.4), asked(2)])
+    assert left[0] > left[1] > 0
+    assert left[2] == 0.0  # none
+    assert all(isinstance(event, Failed) for event in answers[1].values())
+    assert all(isinstance(event, Done) for event in answers[2].values())

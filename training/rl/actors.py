@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.sft.folder import enter
 from training.sft.lock import only_run
 
 from .books import Books, BooksError, arguments
@@ -33,6 +34,7 @@ _WATCH_S = 0.5
 _PAUSE_S = (1.0, 30.0)  # before a worker that dies at once is started again: first, longest
 _STORE_BYTES = 256 << 20  # videos and weights go through files, not through Ray
 _CPUS = {"rollout": 1.0, "reward": 0.5}  # that Ray keeps free for a worker
+_MENDED_BY_A_RESTART = ("Interrupted", "WeightsError")  # of a trainer; it begins at its last checkpoint
 _FATAL = ("BooksError", "TrainingError", "StoreError", "ConfigError", "DataError")
 
 
@@ -58,7 +60,7 @@ class RemoteBooks:
                 if isinstance(error.cause, BooksError):
                     raise BooksError(str(error.cause)) from None
                 raise
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            except ray.exceptions.RayError as error:  # dead, killed for memory, or silent
                 raise BooksError(
                     f"the books do not answer ({error}): see Ray's logs, then start again"
                 ) from error
@@ -97,7 +99,8 @@ def _run_roles(config: RlConfig) -> None:
     _check_memory(config, sampler)
     asked = asked_digest(config, sampler)
     role: Any = ray.remote(_BooksActor)
-    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, asked)
+    folder = os.getcwd()
+    actor = role.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(config, asked, folder)
     books = RemoteBooks(actor)
     keeper = _Keeper(config, books)
     try:
@@ -114,7 +117,8 @@ def _run_roles(config: RlConfig) -> None:
 class _BooksActor(Books):
     """The books in a process of their own."""
 
-    def __init__(self, config: RlConfig, questions: str) -> None:
+    def __init__(self, config: RlConfig, questions: str, folder: str) -> None:
+        enter(folder)
         super().__init__(**arguments(config, questions))
 
 
@@ -142,17 +146,24 @@ def _check_memory(config: RlConfig, sampler: TaskSampler) -> None:
     """Print what the run needs, or refuse; measured where a trainer process would be, before anything is."""
     import ray
 
-    from .memory import check_memory, longest_question
+    from .memory import longest_question
 
     nodes = sum(node["Alive"] for node in ray.nodes())
-    probe: Any = ray.remote(check_memory).options(**_trainer_place(config))
+    probe: Any = ray.remote(_measure).options(**_trainer_place(config))
     try:
-        lines = ray.get(probe.remote(config, longest_question(config, sampler), nodes))
+        lines = ray.get(probe.remote(config, longest_question(config, sampler), nodes, os.getcwd()))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ConfigError):
             raise ConfigError(str(error.cause)) from None
         raise
     print(*lines, sep="\n", flush=True)
+
+
+def _measure(config: RlConfig, longest: Any, nodes: int, folder: str) -> list[str]:
+    from .memory import check_memory
+
+    enter(folder)
+    return check_memory(config, longest, nodes)
 
 
 def _trainer_place(config: RlConfig) -> dict[str, Any]:
@@ -182,16 +193,26 @@ def _train_alone(config: RlConfig, books: RemoteBooks) -> None:
     for life in range(config.run.restarts + 1):
         actor: Any = ray.remote(_Trainer).options(**_trainer_place(config)).remote()
         try:
-            ray.get(actor.run.remote({"config": config, "books": books}))
+            ray.get(actor.run.remote(_trainer_arguments(config, books)))
             return
-        except ray.exceptions.RayActorError as error:
-            left = config.run.restarts - life
-            print(f"the trainer is lost ({type(error).__name__}): {left} more restarts", flush=True)
         except ray.exceptions.RayTaskError as error:
-            raise TrainingError(f"the trainer failed: {error}") from error
+            # A signal to the process of the trainer alone: this one, which a user stops, has had none.
+            if type(error.cause).__name__ not in _MENDED_BY_A_RESTART:
+                raise TrainingError(f"the trainer failed: {error}") from error
+            _lost_trainer(f"{error.cause}", config, life)
+        except ray.exceptions.RayError as error:  # it died, or was killed for memory
+            _lost_trainer(type(error).__name__, config, life)
         finally:
             ray.kill(actor)
     raise TrainingError(f"the trainer died {config.run.restarts + 1} times: see above, or raise run.restarts")
+
+
+def _lost_trainer(reason: str, config: RlConfig, life: int) -> None:
+    print(f"the trainer is lost ({reason}): {config.run.restarts - life} more restarts", flush=True)
+
+
+def _trainer_arguments(config: RlConfig, books: RemoteBooks) -> dict[str, Any]:
+    return {"config": config, "books": books, "folder": os.getcwd()}
 
 
 class _Trainer:
@@ -214,7 +235,7 @@ def _train_sharded(config: RlConfig, books: RemoteBooks) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60, seconds)))
     trainer = TorchTrainer(
         _trainer_process,
-        train_loop_config={"config": config, "books": books},
+        train_loop_config=_trainer_arguments(config, books),
         scaling_config=ScalingConfig(num_workers=config.run.processes, use_gpu=cuda),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=seconds),
         run_config=RunConfig(
@@ -233,6 +254,7 @@ def _trainer_process(arguments: dict[str, Any]) -> None:
     """A trainer process. An error that a restart does not mend is told to the books, not to Ray."""
     from .run import train_role
 
+    enter(arguments["folder"])
     books = arguments["books"]
     try:
         train_role(arguments["config"], books)
@@ -303,7 +325,8 @@ class _Keeper:
         options: dict[str, Any] = {"num_cpus": _CPUS[role]}
         if role == "rollout" and self._config.rollout.gpus:
             options["num_gpus"] = self._config.rollout.gpus
-        actor: Any = ray.remote(_WORKERS[role]).options(**options).remote(self._config, self._books, name)
+        worker: Any = ray.remote(_WORKERS[role]).options(**options)
+        actor = worker.remote(self._config, self._books, name, os.getcwd())
         self._running[key] = (actor, actor.run.remote(), name, time.monotonic())
 
     def _bury(self) -> None:
@@ -340,7 +363,8 @@ class _Keeper:
 class _Rollout:
     """A rollout worker."""
 
-    def __init__(self, config: RlConfig, books: RemoteBooks, name: str) -> None:
+    def __init__(self, config: RlConfig, books: RemoteBooks, name: str, folder: str) -> None:
+        enter(folder)
         self._config, self._books, self._name = config, books, name
 
     def run(self) -> None:
@@ -357,7 +381,8 @@ class _Rollout:
 class _Reward:
     """A reward worker."""
 
-    def __init__(self, config: RlConfig, books: RemoteBooks, name: str) -> None:
+    def __init__(self, config: RlConfig, books: RemoteBooks, name: str, folder: str) -> None:
+        enter(folder)
         self._config, self._books, self._name = config, books, name
 
     def run(self) -> None:

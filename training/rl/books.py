@@ -38,6 +38,7 @@ from .groups import Group, Ticket, read_group
 from .journal import Journal
 
 _DEADLY = 3  # workers that may die over a question
+_UNLOADABLE_S = 60.0  # a worker that comes back without new weights for so long cannot load them
 
 
 class BooksError(Exception):
@@ -126,12 +127,18 @@ class Books:
         self._broken = ""
         self._stopped = False
         self._heard: dict[str, float] = {}  # when a worker last asked for work
+        # Weights that it was sent for, and when it first came back without.
+        self._told: dict[str, tuple[int, float | None]] = {}
         self._roles: dict[str, dict[str, float]] = {}
         self.version = -1  # newest weights; -1: the trainer has not begun
         self.counts = Counts()
         self._read_journal()
 
     # --- rollout workers ---------------------------------------------------------------------------------
+
+    def began(self, worker: str) -> None:
+        """A worker, of either role, is there and loads what it needs: from now on it may hang."""
+        self._heard[worker] = self._clock()
 
     def next_round(self, worker: str, version: int) -> tuple[Ticket, ...] | int | None:
         """What a rollout worker is to do.
@@ -144,12 +151,17 @@ class Books:
             Tickets to roll together; or the version to load first; or None: nothing now, ask again.
         """
         self._heard[worker] = self._clock()
+        if version == self.version:
+            self._told.pop(worker, None)
         if self._stopped or self.version < 0:
             return None
         entries = self._first_round()
         if not entries:
             return None
         if version != self.version:
+            told, since = self._told.get(worker, (-1, None))
+            back = since if since is not None else self._clock()
+            self._told[worker] = self.version, back if told == self.version else None
             return self.version
         for entry in entries:
             entry.roll = worker
@@ -231,7 +243,13 @@ class Books:
         """The weights after ``version`` iterations are there to be loaded.
 
         Less than before: the trainer died and goes on from a checkpoint; groups since then are still here.
+        Where those of the next iteration are not, it has gone back beyond a checkpoint that was damaged, and
+        the later ones are of weights that it will not have again: they are asked anew.
         """
+        if self._entries and min(self._entries) > version:
+            for iteration in self._entries:
+                self._rewrite(iteration)
+            self._entries.clear()
         self.version = version
 
     def batch(self, iteration: int) -> list[Group] | None:
@@ -249,6 +267,14 @@ class Books:
         groups = [entry.group for entry in entries if entry.group is not None and entry.done]
         return groups if len(groups) == self._questions else None
 
+    def unloadable(self) -> bool:
+        """Whether workers cannot load the newest weights: their file is damaged, or not there for them."""
+        late = self._clock() - _UNLOADABLE_S
+        return any(
+            version == self.version and since is not None and since < late
+            for version, since in self._told.values()
+        )
+
     def checkpointed(self, iteration: int) -> None:
         """A checkpoint of the state after ``iteration`` iterations is on the disk: forget what led to it."""
         for done in [n for n in self._entries if n < iteration]:
@@ -263,6 +289,7 @@ class Books:
         A question over which one worker after the other dies has failed.
         """
         self._heard.pop(worker, None)
+        self._told.pop(worker, None)
         freed = 0
         for entry in self._all():
             if worker in (entry.roll, entry.judge):
@@ -368,8 +395,15 @@ class Books:
         entry.deaths = 0
 
     def _write(self, group: Group) -> None:
+        line = json.dumps(asdict(group), separators=(",", ":"))
+        self._try(lambda: self._journal.append(group.ticket.iteration, line))
+
+    def _rewrite(self, iteration: int) -> None:
+        self._try(lambda: self._journal.rewrite(iteration, ()))
+
+    def _try(self, write: Callable[[], None]) -> None:
         try:
-            self._journal.append(group.ticket.iteration, json.dumps(asdict(group), separators=(",", ":")))
+            write()
         except OSError as error:
             self._broken = (
                 f"judged answers cannot be written to {self._journal.directory} ({error}): make room there, "

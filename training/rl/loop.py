@@ -40,6 +40,10 @@ if TYPE_CHECKING:  # importing torch takes seconds, and a reward worker needs no
 class WorkerBooks(Protocol):
     """The books' side that faces workers."""
 
+    def began(self, worker: str) -> None:
+        """See Books."""
+        ...
+
     def next_round(self, worker: str, version: int) -> tuple[Ticket, ...] | int | None:
         """See Books."""
         ...
@@ -101,12 +105,14 @@ def rollout_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
     """A rollout worker, until the books say stop."""
     from .publish import weight_store
 
+    books.began(name)
     roller, store = make_roller(config), weight_store(config)
     _loop(books, name, "rollout", lambda: roll_one(books, store, roller, name))
 
 
 def reward_loop(books: WorkerBooks, config: RlConfig, name: str) -> None:
     """A reward worker, until the books say stop."""
+    books.began(name)
     sampler = make_sampler(config)
     _loop(books, name, "reward", lambda: judge_one(books, sampler, config, name))
 

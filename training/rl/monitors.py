@@ -168,23 +168,27 @@ def warnings(entries: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str
             )
     if _average(last, "zero_variance") > 0.9:
         found.append(
-            "over 90 % of the groups have equal rewards and teach nothing: turn grpo.dynamic_sampling on, or "
-            "take harder (or, at low reward, easier) questions"
+            "over 90 % of the groups have equal rewards and teach nothing: begin a run with "
+            "grpo.dynamic_sampling, or with harder (or, at low reward, easier) questions"
         )
     if _average(last, "cut") > 0.5:
         found.append("over half of the answers do not end within rollout.max_tokens: raise it")
     if _average(last, "format") < 0.5 * _average(entries[:_WINDOW], "format"):
-        found.append("the answer format gets lost: raise grpo.format_reward or lower optimizer.peak_rate")
+        found.append(
+            "the answer format gets lost: lower optimizer.peak_rate, or begin a run with a higher "
+            "grpo.format_reward"
+        )
     recent = [entry for entry in trained[-_WINDOW:] if "entropy" in entry]
     first = [entry for entry in trained[:_WINDOW] if "entropy" in entry]
     if recent and "kl" in recent[0] and _average(recent, "kl") > 1.0:
         found.append(
-            "the policy is more than 1 nat per token away from its start: raise grpo.kl_coefficient or lower "
-            "optimizer.peak_rate"
+            "the policy is more than 1 nat per token away from its start: lower optimizer.peak_rate, or "
+            "begin a run with a higher grpo.kl_coefficient"
         )
     if recent and _average(recent, "entropy") < 0.02 * _average(first, "entropy"):
         found.append(
-            "entropy has fallen to a fiftieth of its start: little is explored any more. Raise grpo.clip_high"
+            "entropy has fallen to a fiftieth of its start: little is explored any more. Begin a run with a "
+            "higher grpo.clip_high"
         )
     return found
 

@@ -38,6 +38,7 @@ class WeightStore:
 
     def __init__(self, directory: Path, dtype: torch.dtype | None = None) -> None:
         self._directory, self._dtype = directory, dtype
+        self._said: set[str] = set()
         self._store = SnapshotStore(directory, _KEPT)
 
     def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
@@ -67,8 +68,9 @@ class WeightStore:
                 snapshot = self._store.newest()
                 if snapshot is not None:
                     version = _copy(snapshot, network)
-                    for bad in self._store.bad:
+                    for bad in set(self._store.bad) - self._said:  # it is asked for again and again
                         print(f"weights: {bad}; version {version} is taken", flush=True)
+                    self._said = set(self._store.bad)
                     return version
             except (StoreError, OSError, ValueError) as error:
                 reason = str(error)

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,11 @@ from .source import GroupSource
 from .tasks import TaskSampler
 
 _PREFIX = "policy.network."
+_LOOK_S = 5.0  # how often the trainer looks whether workers can load its weights
+
+
+class WeightsError(TrainingError):
+    """No worker can load the weights; a trainer that starts again writes them anew."""
 
 
 class TrainerBooks(Protocol):
@@ -40,6 +45,10 @@ class TrainerBooks(Protocol):
         ...
 
     def batch(self, iteration: int) -> list[Group] | None:
+        """See Books."""
+        ...
+
+    def unloadable(self) -> bool:
         """See Books."""
         ...
 
@@ -172,26 +181,41 @@ def wait_for_groups(
     """The groups of an iteration; ``work`` as above.
 
     Raises:
-        TrainingError: for so many seconds nothing was judged.
+        TrainingError: for so many seconds nothing was judged, and no worker ended over what it had: that ends
+            some day too, by another question or none being left.
+        WeightsError: workers cannot load the weights.
         BooksError: they will never be there.
     """
-    patience, judged = Patience(), books.report()["counts"]["judged"]
+    patience, moved = Patience(), _moved(books.report())
     end = time.monotonic() + timeout_s
+    looked = time.monotonic()
     while (groups := books.batch(iteration)) is None:
         if work():
             patience.renew()
             end = time.monotonic() + timeout_s
         elif time.monotonic() > end:
             report = books.report()
-            if report["counts"]["judged"] == judged:
+            if _moved(report) == moved:
                 raise TrainingError(
                     f"iteration {iteration}: nothing was answered and judged for {timeout_s:g} s: {report}; "
                     "raise run.timeout_s or see what the workers say"
                 )
-            judged, end = report["counts"]["judged"], time.monotonic() + timeout_s
+            moved, end = _moved(report), time.monotonic() + timeout_s
         else:
             patience.wait()
+        if time.monotonic() - looked > _LOOK_S:
+            looked = time.monotonic()
+            if books.unloadable():
+                raise WeightsError(
+                    f"the workers cannot load the weights of version {iteration}, see what they say: a "
+                    "trainer that starts again writes them anew; if that does not help, see whether all "
+                    "nodes share run.output"
+                )
     return groups
+
+
+def _moved(report: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(report["counts"][name] for name in ("judged", "taken_back", "failed"))
 
 
 def _forget_broken_iterations(checkpoints: Path, steps: int) -> None:

@@ -31,7 +31,15 @@ from .rewards import NONE_OPTION, check_truth
 
 _DRAW = 0x544B  # keeps these random numbers apart from others of the same ticket
 _NONE = re.compile(r"none of (?:the|these)(?: (?:above|options|choices|answers))?\.?")
-_ABOVE = re.compile(r"(?:none|all|any) of .*\babove\.?")  # keeps its place: moved, it would mean less
+_ABOVE = re.compile(
+    r"(?:none|all|any|both|either|neither|two|three) of .*\babove\.?"
+)  # keeps its place: moved, it would mean less
+# Names other options by their letters or their number: "both (A) and (C)", "options B", "all of these".
+_NAMES_OTHERS = re.compile(
+    r"\b(?:(?:both|neither|either) \(?[a-h]\)?,? (?:and|or|nor) \(?[a-h]\b|options? \(?[a-h]\b"
+    r"|\(?[a-h]\)? (?:and|or|nor) \(?[a-h]\)?(?: only)?\.?\Z)"
+)
+_MORE_THAN_ONE = re.compile(r"\b(?:all|both|two|either|any) of (?:the|these|those|them)\b")
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,10 @@ class TaskSampler:
         sample = samples[int(rng.integers(len(samples)))]
         none = False
         if sample.options:
-            if rng.random() < self._config.none_share and not _has_none(sample):
-                sample, none = with_none(sample, rng, shuffle=self._config.shuffle_options)
-            elif self._config.shuffle_options:
+            drawn, shuffle = rng.random(), self._config.shuffle_options and not _names_others(sample)
+            if drawn < self._config.none_share and not _has_none(sample) and not _says_more(sample):
+                sample, none = with_none(sample, rng, shuffle=shuffle)
+            elif shuffle:
                 sample = sample.reordered(_order(sample, rng))
         at_once = bool(rng.random() < self._config.at_once_share)
         return Task(sample.sample_id, source, sample, opened.root, none, opened.whole(sample), at_once)
@@ -169,6 +178,16 @@ def with_none(sample: Sample, rng: np.random.Generator, *, shuffle: bool = True)
 def _has_none(sample: Sample) -> bool:
     """Whether it offers to reject all options already: a second such option would be the same again."""
     return any(_NONE.fullmatch(option.strip().casefold()) for option in sample.options)
+
+
+def _names_others(sample: Sample) -> bool:
+    """Whether an option means others by their letters, which are theirs in the stored order alone."""
+    return any(_NAMES_OTHERS.search(option.strip().casefold()) for option in sample.options)
+
+
+def _says_more(sample: Sample) -> bool:
+    """Whether an option says that others are right: were it taken away, rejecting them would be wrong."""
+    return _names_others(sample) or any(_MORE_THAN_ONE.search(o.casefold()) for o in sample.options)
 
 
 def _order(sample: Sample, rng: np.random.Generator) -> list[int]:

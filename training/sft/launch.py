@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from .config import SftConfig, load_config
+from .folder import enter
 from .loop import Interrupted, TrainingError
 from .run import check_paths, run
 
@@ -115,7 +116,7 @@ def _ray(config: SftConfig) -> None:
     output = Path(config.run.output).expanduser().resolve()
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"config": config},
+        train_loop_config={"config": config, "folder": os.getcwd()},
         scaling_config=ScalingConfig(num_workers=config.run.processes, use_gpu=cuda),
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=round(config.run.timeout_s)
@@ -141,7 +142,12 @@ def start_ray(cpus: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers do the work here: they are no guests
-    local: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _RAY_STORE_BYTES}
+    # Without "local" Ray would join what was once started on this machine, and refuse num_cpus.
+    local: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": cpus,
+        "object_store_memory": _RAY_STORE_BYTES,
+    }
     for attempt in range(_RAY_STARTS):
         try:
             ray.init(
@@ -157,11 +163,12 @@ def start_ray(cpus: int) -> None:
             if attempt + 1 == _RAY_STARTS:
                 raise TrainingError(
                     f"Ray does not start ({error}): start it with `ray start --head` and set RAY_ADDRESS, or "
-                    "take run.launcher torchrun"
+                    "take another run.launcher"
                 ) from error
 
 
 def _ray_worker(arguments: dict[str, Any]) -> None:
+    enter(arguments["folder"])
     run(arguments["config"])
 
 

@@ -31,6 +31,8 @@ from .report import RunLog, plot
 from .store import Snapshot, SnapshotStore, StoreError
 
 B = TypeVar("B", bound="Batch")
+# Of the optimizer; what a run whose loss is not finite any more is told to change goes on with other values.
+_MAY_CHANGE = ("peak_rate", "final_rate", "vision_rate", "warm_up", "clip_norm")
 
 
 class TrainingError(Exception):
@@ -292,14 +294,26 @@ def resume(job: Job, optimizer: torch.optim.Optimizer, store: SnapshotStore, con
 
 
 def _check_same(job: Job, snapshot: Snapshot) -> None:
-    """Refuse a checkpoint of a run that was set up otherwise."""
+    """Refuse a checkpoint of a run that was set up otherwise; rates and precision may change on the way."""
     stored = snapshot.facts["run"]
     for name, value in job.facts.items():
-        if stored.get(name) != value:
+        before, now = (_fixed(name, facts) for facts in (stored.get(name), value))
+        if before != now:
             raise TrainingError(
                 f"{snapshot.directory} was made with {name} = {stored.get(name)}, now it is {value}: choose "
                 f"another run.output, or set {name} back"
             )
+        if stored.get(name) != value:
+            print(f"{name} was {stored.get(name)} and is {value} from here on", flush=True)
+
+
+def _fixed(name: str, value: Any) -> Any:
+    """What must stay of a fact."""
+    if name == "model.compute":
+        return None
+    if name == "optimizer" and isinstance(value, Mapping):
+        return {key: kept for key, kept in value.items() if key not in _MAY_CHANGE}
+    return value
 
 
 class _Sums:
