@@ -52,7 +52,8 @@ class VideoFile:
         path: file of any container and codec that OpenCV's FFmpeg reads.
 
     Raises:
-        VideoError: there is no such file, it is empty, or not one frame can be decoded.
+        VideoError: there is no such file, it is empty, its name is not UTF-8, or not one frame can be
+            decoded.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -172,7 +173,21 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
+def check_name(path: Path) -> None:
+    """Whether OpenCV can be given a path; one that is not UTF-8 ends the process without a message.
+
+    Raises:
+        VideoError: it cannot.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()  # as it is, it cannot be printed either
+        raise VideoError(f"the name {shown} is not UTF-8 where it shows \\udc..: rename it") from None
+
+
 def _check_file(path: Path) -> None:
+    check_name(path)
     if path.is_dir():
         raise VideoError(f"{path} is a directory; give a video file")
     if not path.exists():
@@ -184,6 +199,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_device(path: Path) -> None:
+    check_name(path)
     if not path.exists():
         found = ", ".join(sorted(str(p) for p in Path("/dev").glob("video*")))
         raise VideoError(

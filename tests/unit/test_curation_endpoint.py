@@ -172,10 +172,40 @@ def test_refusing_all_from_the_first_on_is_no_verdict_on_the_items(tmp_path):
         questions = [request(f"Question {i}?") for i in range(6)]
         losses, _, _ = ask(tmp_path, server.url, *questions, concurrency=1, stop_after=3)
         assert len(server.arrived) == 3
-        assert isinstance(losses[-1], Unfinished)
+        assert all(isinstance(loss, Unfinished) for loss in losses)
         server.reply = lambda _: Reply("three")
         answers, _, _ = ask(tmp_path, server.url, *questions)
     assert [answer.text for answer in answers] == ["three"] * 6
+
+
+def test_refusing_all_is_no_verdict_where_there_is_little_to_ask_either(tmp_path):
+    """Fewer requests than stop_after: they would all be rejected, and the run complete without a sample."""
+    with serving(lambda _: Reply("unknown parameter: seed", 400)) as server:
+        questions = [request(f"Question {i}?") for i in range(2)]
+        losses, _, _ = ask(tmp_path, server.url, *questions, stop_after=5)
+        for loss in losses:
+            assert isinstance(loss, Unfinished)
+            assert "unknown parameter: seed" in loss.detail
+            assert "correct endpoints.local or the parameters of its calls" in loss.detail
+        server.reply = lambda _: Reply("three")
+        answers, _, _ = ask(tmp_path, server.url, *questions)
+    assert [answer.text for answer in answers] == ["three"] * 2
+
+
+def test_a_refusal_before_the_first_answer_is_final_when_the_run_is_repeated(tmp_path):
+    def refuses_first(seen):
+        return Reply("the content filter", 400) if "Question 0" in seen.text else Reply("three")
+
+    questions = [request(f"Question {i}?") for i in range(3)]
+    with serving(refuses_first) as server:
+        losses, _, _ = ask(tmp_path, server.url, *questions, concurrency=1)
+        assert isinstance(losses[0], Unfinished)
+        assert losses[0].detail.endswith("if only some, just run again")
+        losses, _, _ = ask(tmp_path, server.url, *questions, concurrency=1)
+        assert isinstance(losses[0], Rejected)
+        assert losses[0].reason == "refused"
+        assert [answer.text for answer in losses[1:]] == ["three"] * 2
+    assert len(server.arrived) == 4, "answers are not asked for again"
 
 
 def test_a_refusal_of_one_request_is_final_and_kept(tmp_path):
@@ -222,6 +252,33 @@ def test_what_is_not_reported_is_estimated(tmp_path):
     assert answer.reasoning == "b" * 30
     assert answer.output_tokens == 111
     assert spent.tokens == answer.input_tokens + answer.output_tokens > 111
+
+
+def test_half_a_character_is_replaced_and_the_answer_kept(tmp_path):
+    """JSON may hold half of a pair, as of an emoji that max_tokens cut in two; the store cannot."""
+    half = "Done! \ud83d"
+    message = {"content": half, "reasoning_content": half}
+    body = {"model": "m\udc00", "choices": [{"message": message, "finish_reason": "length"}]}
+    with serving(lambda _: Reply(raw=json.dumps(body))) as server:
+        for _ in range(2):
+            (answer,), states, _ = ask(tmp_path, server.url, request())
+            assert answer.text == answer.reasoning == "Done! \ufffd"
+            assert answer.model == "m\ufffd"
+            assert states == {"answered": 1}
+    assert len(server.arrived) == 1
+
+
+def test_half_a_character_in_a_refusal_is_replaced_and_kept_too(tmp_path):
+    def refuses_one(seen):
+        return Reply("too long: \ud83d", 400) if "Question 1" in seen.text else Reply("three")
+
+    questions = [request(f"Question {i}?") for i in range(2)]
+    with serving(refuses_one) as server:
+        for _ in range(2):
+            losses, _, _ = ask(tmp_path, server.url, *questions, concurrency=1)
+            assert isinstance(losses[1], Rejected)
+            assert "too long: \ufffd" in losses[1].detail
+    assert len(server.arrived) == 2
 
 
 def test_the_budget_is_never_exceeded_and_used_up_to_the_last_request(tmp_path):

@@ -368,6 +368,55 @@ def test_a_refusal_is_not_asked_for_again(tmp_path, videos):
     assert report(tmp_path)["stages"]["trace"]["rejected"] == {"refused": 6}
 
 
+def test_a_run_whose_requests_are_all_refused_is_not_complete(tmp_path, videos, capsys):
+    sets = [{"style": "understanding", "form": "free"}]
+    with serving(lambda _: Reply("max_tokens is not supported", status=400)) as server:
+        assert curate(config(tmp_path, server.url, videos, write__sets=sets)) == UNFINISHED
+        assert len(server.arrived) == VIDEOS < 5, "fewer than would stop the endpoint"
+        found = report(tmp_path)
+        assert not found["complete"]
+        assert found["stages"]["write"]["unfinished"] == {"endpoint": VIDEOS}
+        assert "correct endpoints.local or the parameters of its calls" in capsys.readouterr().out
+        server.reply = good
+        assert curate(config(tmp_path, server.url, videos, write__sets=sets)) == DONE
+    assert len(samples(tmp_path)) == VIDEOS
+
+
+def test_what_models_think_is_no_part_of_what_they_write(tmp_path, videos):
+    """Reasoning models without a parser in the server: their thought stands before each answer."""
+
+    def thinks(seen):
+        said = good(seen).text
+        if seen.step in ("caption", "write"):
+            draft = {"questions": [{"question": "Which colour has the caption?", "answer": "red"}]}
+            return Reply(f"<think>I was asked for a caption? {json.dumps(draft)} No.</think>\n\n{said}")
+        return Reply(said)
+
+    with serving(thinks) as server:
+        caption = {"call": {"endpoint": "local", "max_tokens": 300}, "min_words": 5}
+        assert curate(config(tmp_path, server.url, videos, caption=caption)) == DONE
+    assert len(samples(tmp_path)) == VIDEOS * SETS
+    assert not [seen for seen in server.arrived if seen.step == "write" and "I was asked" in seen.text]
+
+
+def test_a_video_whose_name_is_not_utf_8_costs_that_video_only(tmp_path, videos):
+    own = tmp_path / "videos"
+    own.mkdir()
+    for path in (videos / "a.mp4", videos / "a.txt"):
+        (own / path.name).write_bytes(path.read_bytes())
+    name = b"caf\xe9.mp4"
+    Path(os.fsdecode(os.fsencode(own) + b"/" + name)).write_bytes((videos / "b.mp4").read_bytes())
+    # A process of its own: opened by OpenCV such a name ends it, without a message.
+    with serving(good) as server, started(config(tmp_path, server.url, own)) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == DONE, said
+    assert len(samples(tmp_path)) == SETS
+    (loss,) = rejected(tmp_path)
+    assert os.fsencode(loss["video"]) == os.fsencode(own) + b"/" + name, "it can be found by what was written"
+    assert loss["reason"] == "unreadable"
+    assert "rename it" in loss["detail"]
+
+
 def test_without_the_key_nothing_starts(tmp_path, videos, monkeypatch, capsys):
     monkeypatch.delenv("CURATION_TEST_KEY", raising=False)
     path = config(

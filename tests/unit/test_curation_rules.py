@@ -221,6 +221,26 @@ def test_labels_of_options_are_taken_off():
     assert make(options={"A": "the cup", "B": "the lid"}).key == "the lid"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"B": "the lid", "A": "the cup", "C": "the box"},
+        {"option_c": "the box", "option_b": "the lid", "option_a": "the cup"},
+        ["B) the lid", "A) the cup", "C) the box"],
+        ["(c) the box", "(a) the cup", "(b) the lid"],
+    ],
+)
+@pytest.mark.parametrize(("answer", "key"), [("A", "the cup"), ("(b)", "the lid"), ("Option C", "the box")])
+def test_a_letter_is_the_option_that_the_writer_gave_it_to(options, answer, key):
+    made = make(options=options, answer=answer)
+    assert made.key == key
+    assert sorted(made.query.options) == ["the box", "the cup", "the lid"]
+
+
+def test_options_that_are_named_otherwise_are_lettered_in_their_order():
+    assert make(options={"first": "the cup", "second": "the lid"}, answer="B").key == "the lid"
+
+
 def test_yes_or_no_becomes_a_question_of_that_form():
     question = make(FREE, answer="Yes.")
     assert question.query.yes_no
@@ -252,6 +272,8 @@ def test_an_unknown_label_is_left_out():
         ({"options": ["the lid", "what the description says"]}, "mentions_caption"),
         ({"answer": "the spoon"}, "no_key"),
         ({"answer": "F"}, "no_key"),
+        ({"options": {"A": "the cup", "B": "the lid", "D": "the box"}, "answer": "C"}, "no_key"),
+        ({"options": ["A) the cup", "A) the lid", "B) the box"], "answer": "A"}, "no_key"),
         ({"options": ["the lid", "The lid.", "the box"], "answer": "the box"}, "options_repeat"),
         ({"options": ["the cup", "the lid", "all of the above"]}, "options_refer"),
         ({"options": ["the cup", "the lid", "Both A and B"]}, "options_refer"),
@@ -296,9 +318,28 @@ def test_a_list_is_found_in_what_the_writer_says(text):
     assert read_list(text) == [ENTRY]
 
 
+DRAFT = json.dumps({"questions": [ENTRY | {"answer": "the box"}]})
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>Let me see.</think>",
+        "<think>The options could be [cup, lid, box].</think>",
+        f"<think>Draft: {DRAFT} No: the lid comes first.</think>",
+        f"{DRAFT} No: the lid comes first.</think>",  # the template opened the tag
+        f"<think>{DRAFT}</think> Once more. <think>{DRAFT}</think>",
+    ],
+)
+def test_a_list_is_not_looked_for_in_what_the_writer_thinks(thought):
+    assert read_list(f"{thought}\n{json.dumps({'questions': [ENTRY]})}") == [ENTRY]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        (f"<think>Draft: {DRAFT}", "not_json"),
+        (f"<think>Draft: {DRAFT}</think>", "not_json"),
         ("no idea", "not_json"),
         ("", "not_json"),
         ('{"questions": [{"question": "Wh', "not_json"),

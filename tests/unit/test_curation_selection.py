@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -53,6 +55,17 @@ def test_what_is_no_video_is_left_out(tmp_path, damage):
     elif damage != "missing":
         bad.write_bytes({"empty": b"", "text": b"no video", "cut": whole[: len(whole) // 3]}[damage])
     kept, losses = run(tmp_path, [bad, good])
+    assert kept == [good]
+    assert losses == {str(bad): "unreadable"}
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_before_anything_is_paid_for(tmp_path):
+    """As unzip leaves it. Also of a copy, which is not opened: what was measured is known by its content."""
+    good = save(tmp_path / "z.mp4", scene(1))
+    assert run(tmp_path, [good])[0] == [good]
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    bad.write_bytes(good.read_bytes())
+    kept, losses = run(tmp_path, find_videos([str(tmp_path)], tmp_path / "out"))
     assert kept == [good]
     assert losses == {str(bad): "unreadable"}
 
@@ -127,6 +140,7 @@ def test_videos_are_found_in_folders_and_named_once(tmp_path):
         (b'{"task": 3}', Caption(sidecar=".json", field="task"), "bad_sidecar"),
         (b'{"job": "open it"}', Caption(sidecar=".json", field="task"), "bad_sidecar"),
         (b"[", Caption(sidecar=".json"), "bad_sidecar"),
+        (b'{"caption": "A cup \\ud83d"}', Caption(sidecar=".json"), "A cup \ufffd"),
     ],
 )
 def test_captions_lie_beside_the_videos(tmp_path, content, settings, result):

@@ -53,6 +53,7 @@ class TestLlava:
             (("?", ""), {"video": "x.mp4"}, "conversations[1].value"),
             (("?", "x"), {"video": "../x.mp4"}, "video"),
             (("?", "x"), {"video": 3}, "video"),
+            (("?", "x"), {"video": "b" * 300 + ".mp4"}, "video"),
             (("?", "x", "?"), {"video": "x.mp4"}, "conversations"),
         ],
     )

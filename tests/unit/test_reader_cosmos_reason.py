@@ -95,6 +95,18 @@ class TestCosmosReason:
         assert (row, field) == (1, "video")
         assert "could be" in message
 
+    @pytest.mark.parametrize("name", ["b" * 300 + ".mp4", "folder/" * 700 + "x.mp4"], ids=["name", "path"])
+    def test_a_name_too_long_for_any_file_is_a_problem_of_its_row(self, tmp_path: Path, name: str):
+        benchmark(tmp_path, [{"video": name, "qa_pairs": qa()}, {"video": "x.mp4", "qa_pairs": qa("A")}])
+        data = open_data_set(tmp_path, strict=False)
+        assert [(sample.answer, sample.provenance.row) for sample in data.samples] == [("A", 2)]
+        ((row, field, message),) = problems(tmp_path)
+        assert (row, field) == (1, "video")
+        assert "File name too long): give the path of the file" in message
+        assert len(message) < 200
+        with pytest.raises(DataError, match="row 1, video"):
+            open_data_set(tmp_path)
+
     def test_missing_clips_are_kept_for_the_check_to_name(self, tmp_path: Path):
         benchmark(tmp_path, [{"video": "clips/gone.mp4", "qa_pairs": qa()}])
         (sample,) = open_data_set(tmp_path).samples

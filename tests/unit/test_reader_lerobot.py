@@ -16,6 +16,7 @@ from tests.unit.reader_files import SPEC, problems, write
 from tests.unit.video_files import steady, write_video
 from training.data.media import load_window
 from training.data.readers import lerobot, open_data_set
+from training.data.schema import QuestionKind
 
 
 class TestLeRobot:
@@ -113,6 +114,18 @@ class TestLeRobot:
             assert shown == [episode * offset + i for i in range(6)]
         if version == "version_2":
             assert {sample.licence for sample in samples.values()} == {"apache-2.0"}
+
+    @pytest.mark.parametrize("unknown", [None, float("nan")])
+    def test_an_outcome_that_was_not_recorded_is_not_asked_about(self, tmp_path: Path, unknown: float | None):
+        self.version_2(tmp_path)
+        for i, success in enumerate(([unknown] * 12, [0.0] * 3 + [unknown] * 9)):
+            table = self.rows(range(i, i + 1), True) | {"next.success": success}
+            self.save(tmp_path / f"data/chunk-000/episode_{i:06d}.parquet", table)
+        samples = open_data_set(tmp_path).samples
+        asked = [sample for sample in samples if sample.kind is QuestionKind.TASK_COMPLETION]
+        names = [(sample.sample_id, sample.answer) for sample in asked]
+        assert names == [("1/observation.images.front/task_completion/2", "no")]
+        assert len(samples) == 2 * 2 + 1
 
     def test_a_file_of_many_episodes_is_gone_through_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -56,6 +61,20 @@ def test_a_missing_an_empty_and_a_damaged_file_and_a_folder_say_what_is_wrong(tm
     for path, message in cases.items():
         with pytest.raises(VideoError, match=message):
             VideoFile(path)
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    """OpenCV would end the process, so it is opened in one of its own; the file itself is a good one."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    video = write_video(tmp_path / "a.mp4", steady(3, 10.0)).rename(folder / "a.mp4")
+    script = "import sys; from cosmos_reason_node.video import VideoFile; VideoFile(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, video], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cosmos_reason_node.video.VideoError: the name ")
+    assert "rename it" in done.stderr
 
 
 def test_no_camera_and_a_file_in_place_of_a_camera_say_what_to_do(tmp_path):

@@ -53,6 +53,11 @@ def same_words(key: str, answer: str, min_overlap: float) -> bool:
     return bool(common) and 2 * common / (len(first) + len(second)) >= min_overlap
 
 
+def spoken(text: str) -> str:
+    """What a reply says behind its thoughts, which reasoning models give inline where nothing parts them."""
+    return text.rpartition("</think>")[2]
+
+
 def take_apart(reply: Answer, query: Query) -> tuple[str, str]:
     """Reasoning and answer of a reply to ``query``.
 
@@ -87,7 +92,7 @@ def plain_answer(reply: Answer, query: Query) -> str:
     try:
         return take_apart(reply, query)[1]
     except Rejected:
-        return _TAG.sub(" ", reply.text.rpartition("</think>")[2]).strip()
+        return _TAG.sub(" ", spoken(reply.text)).strip()
 
 
 def decided(answer: str, query: Query) -> str:

@@ -7,7 +7,8 @@
                           └── pause (Retry-After, else backoff) <── worth a retry ─┘
 
 Failures: what may pass (408, 409, 429, 5xx, time-outs, broken connections, garbled answers) is tried again
-and leaves the item unfinished in the end; what this one request has caused (other 4xx) rejects the item;
+and leaves the item unfinished in the end; what this one request has caused (other 4xx) rejects the item,
+if the endpoint has answered another one before (else its settings may be wrong: the item stays unfinished);
 what every request will meet (no key, no such model, no quota, failures in a row) stops the endpoint, and
 what needs it stays unfinished.
 """
@@ -29,7 +30,16 @@ from typing import Any
 import openai
 
 from .config import Budget, ConfigError, EndpointConfig
-from .message import Answer, Request, input_estimate, most_spent, read_answer, request_body, request_key
+from .message import (
+    Answer,
+    Request,
+    input_estimate,
+    most_spent,
+    read_answer,
+    request_body,
+    request_key,
+    whole_characters,
+)
 from .outcome import Rejected, Unfinished
 from .store import Spent, Store
 
@@ -156,6 +166,7 @@ class Endpoint:
         self._not_before = 0.0  # on the event loop's clock
         self._failed_in_row = 0
         self._has_answered = False
+        self._has_kept = False  # an answer of another run was used: it took such requests then
         self._stopped = ""
 
     async def close(self) -> None:
@@ -168,7 +179,7 @@ class Endpoint:
         Raises:
             Rejected: the endpoint refuses this request ("refused").
             Unfinished: no answer for now ("endpoint", "budget").
-            StoreError: an answer cannot be kept.
+            StoreError: an answer cannot be kept or read.
         """
         key = request_key(request, self.config)
         lock = self._locks.setdefault(key, asyncio.Lock())
@@ -181,6 +192,7 @@ class Endpoint:
                 raise Rejected("refused", kept["refused"])
             else:
                 answer = Answer(**kept)
+                self._has_kept = True
                 self._learn(request, answer)
         self._meter.note(request.step, key, answer, fresh=kept is None)
         return answer
@@ -274,13 +286,18 @@ class Endpoint:
     def _lost(self, failure: _Failure) -> Rejected | Unfinished:
         """How the item ends; stops the endpoint when there is no point in going on."""
         where = f"endpoint {self._name}: {failure.detail}"
-        if (
-            failure.retry or not self._has_answered
-        ):  # refusing all from the first one on: the parameters are wrong
+        # Refusing all from the first one on is no verdict on the items: the parameters are wrong.
+        unproven = not (failure.retry or failure.stops or self._has_answered or self._has_kept)
+        if unproven:
+            where += (
+                "; it had answered nothing before, so this rejects nothing: if it refuses all, correct "
+                f"endpoints.{self._name} or the parameters of its calls; if only some, just run again"
+            )
+        if failure.retry or not self._has_answered:
             self._failed_in_row += 1
         if failure.stops or self._failed_in_row >= self.config.stop_after:
             self._stopped = where
-        if failure.retry or self._stopped:
+        if failure.retry or unproven or self._stopped:
             return Unfinished("endpoint", where)
         return Rejected("refused", where)
 
@@ -293,7 +310,8 @@ class Endpoint:
             await asyncio.sleep(wait)
 
     def _hide(self, text: str) -> str:
-        """``text`` without the key, which some endpoints echo."""
+        """``text`` without the key, which some endpoints echo, and without half characters."""
+        text = whole_characters(text)
         return text.replace(self._key, "[key]") if self._key else text
 
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from .prompts import Prompt
 from .store import Spent
 
 _BYTES_PER_TOKEN = 3  # estimate on the safe side, until an answer tells
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,14 @@ def most_spent(request: Request, config: EndpointConfig, ratio: float = 1.0) -> 
     return Spent(1, read + request.call.max_tokens, _cost(read, request.call.max_tokens, config))
 
 
+def whole_characters(text: str) -> str:
+    """``text`` with U+FFFD for each half of a surrogate pair.
+
+    JSON can hold one: an emoji that ``max_tokens`` has cut in two. Neither files nor requests can.
+    """
+    return _HALF.sub("\ufffd", text)
+
+
 def read_answer(text: str, request: Request, started: str, seconds: float, config: EndpointConfig) -> Answer:
     """The answer in the body of a response.
 
@@ -155,6 +165,7 @@ def read_answer(text: str, request: Request, started: str, seconds: float, confi
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         if not isinstance(said, str) or not isinstance(thought, str):
             raise TypeError("the message is no text")
+        said, thought = whole_characters(said), whole_characters(thought)
         usage = body.get("usage") or {}
         written = usage.get("completion_tokens")
         written = _estimate(said + thought) if written is None else int(written)
@@ -167,8 +178,8 @@ def read_answer(text: str, request: Request, started: str, seconds: float, confi
     return Answer(
         text=said,
         reasoning=thought,
-        finish=str(choice.get("finish_reason") or ""),
-        model=str(body.get("model") or config.model),
+        finish=whole_characters(str(choice.get("finish_reason") or "")),
+        model=whole_characters(str(body.get("model") or config.model)),
         started=started,
         seconds=round(seconds, 3),
         input_tokens=read,

@@ -20,7 +20,7 @@ from cosmos_reason_node.video import VideoError
 from ..problems import FieldErrors
 from ..schema import Provenance, QuestionKind, Sample, Scalar, Step, Style, Video
 from . import prompts, questions
-from .agreement import decided, plain_answer, same_words, take_apart, words
+from .agreement import decided, plain_answer, same_words, spoken, take_apart, words
 from .cleaning import RULES, check_caption, check_trace, rewrite
 from .clip import Clip, pictures
 from .config import Call, CurationConfig, QuestionSet
@@ -131,7 +131,7 @@ class Pipeline:
                 raise Rejected("unreadable", str(error)) from error
             if answer.finish == "length":
                 raise Rejected("truncated", f"cut off after {answer.output_tokens} tokens")
-            caption, step = answer.text.strip(), _step(request, answer)
+            caption, step = spoken(answer.text).strip(), _step(request, answer)
         check_caption(caption, settings.min_words)
         return caption, (step,)
 
@@ -256,7 +256,7 @@ class Pipeline:
         text = prompts.JUDGE.fill(question=question.query.question, key=question.key, answer=said)
         request = Request("judge", prompts.JUDGE, (text,), self._config.judge)
         answer = await self._ask(request)
-        verdict = words(answer.text.rpartition("</think>")[2])
+        verdict = words(spoken(answer.text))
         return verdict[:1] == ["yes"], (_step(request, answer),)
 
     def _sample(self, clip: Clip, question: Question, reasoning: str, steps: tuple[Step, ...]) -> Sample:

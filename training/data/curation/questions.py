@@ -16,12 +16,13 @@ from cosmos_reason_node.prompt import check_query, letter, user_text
 from cosmos_reason_node.types import Query, QueryKind
 
 from ..schema import CAPABILITIES, CATEGORIES
-from .agreement import words
+from .agreement import spoken, words
 from .cleaning import check_no_caption, check_no_tags
 from .config import QuestionSet
 from .outcome import Rejected
 
-_LABEL = re.compile(r"\A\s*\(?[A-Za-z][).:]\s+")
+_LABEL = re.compile(r"\A\s*\(?([A-Za-z])[).:]\s+")
+_LETTER = re.compile(r"[\W_]*(?:option[\W_]*)?([a-z])[\W_]*")  # "(b)", "Option B", "option_b"
 _REFERS = re.compile(
     r"\b(?:(?:all|none|any|both|either|neither) of (?:the|these|those) (?:above|options|answers|others)"
     r"|(?:all|none|both|either|neither) of (?:these|them|the above)"
@@ -96,9 +97,14 @@ def schema(asked_for: QuestionSet) -> dict[str, Any]:
 def read_list(text: str) -> list[Any]:
     """The list of questions in a writer's answer, which may stand in prose or a code block.
 
+    What a reasoning model thinks before it is no part of it: drafts stand there, and lists of what may be.
+
     Raises:
         Rejected: "not_json" or "no_questions".
     """
+    text = spoken(text)
+    if text.lstrip().startswith("<think>"):
+        raise Rejected("not_json", f"only a thought, which does not end: {' '.join(text.split())[:80]!r}")
     start = _LIST.search(text)
     try:
         value, _ = json.JSONDecoder().raw_decode(text, start.start() if start else len(text))
@@ -134,9 +140,9 @@ def make_question(entry: Any, name: str, asked_for: QuestionSet, max_key_ratio: 
     answer = _text(entry, "answer")
     options: tuple[str, ...] = ()
     if asked_for.form == "choice":
-        options = _options(entry)
+        options, labelled = _options(entry)
         _check_options(options)
-        key = _find_key(answer, options)
+        key = _find_key(answer, options, labelled)
         _check_key(options, key, text, max_key_ratio)
         order = list(range(len(options)))
         random.Random(f"{seed} {name}").shuffle(order)
@@ -161,29 +167,42 @@ def _text(entry: Any, name: str) -> str:
     return " ".join(value.split())
 
 
-def _options(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _options(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Options, and the label of each: the writer's own where there is one, else the letter of its place."""
     value = entry.get("options")
+    given: list[str] = []
     if isinstance(value, Mapping):
+        given = list(map(_letter, value))
         value = list(value.values())
     if not isinstance(value, list) or not all(isinstance(option, str) and option.strip() for option in value):
         raise Rejected("malformed", f"options are no list of texts: {json.dumps(value)[:80]}")
     options = [" ".join(option.split()) for option in value]
+    if not any(given):
+        given = [match[1].lower() if (match := _LABEL.match(option)) else "" for option in options]
     if all(map(_LABEL.match, options)):
         options = [_LABEL.sub("", option) for option in options]
-    return tuple(options)
+    return tuple(options), tuple(label or letter(i).lower() for i, label in enumerate(given))
 
 
-def _find_key(answer: str, options: Sequence[str]) -> int:
-    """Index of the option that the writer calls right: by its text, else by its letter."""
+def _letter(text: str) -> str:
+    """The letter of a label, in lower case; "" where the text is no label."""
+    match = _LETTER.fullmatch(text.casefold())
+    return match[1] if match else ""
+
+
+def _find_key(answer: str, options: Sequence[str], labelled: Sequence[str]) -> int:
+    """Index of the option that the writer calls right: by its text, else by its label.
+
+    Writers do not always give options in the order of their letters, so "A" need not be the first one. A
+    label that two options have, or none, names no option: better no question than a wrong key.
+    """
     plain = [words(option) for option in options]
     for text in (answer, _LABEL.sub("", answer)):
         if plain.count(words(text)) == 1:
             return plain.index(words(text))
-    match = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer)
-    index = ord(match[1].upper()) - ord("A") if match else len(options)
-    if index >= len(options):
+    if labelled.count(label := _letter(answer)) != 1:
         raise Rejected("no_key", f"{answer[:60]!r} is none of the options")
-    return index
+    return labelled.index(label)
 
 
 def _check_options(options: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from .endpoint import Meter
 from .message import Answer
 from .outcome import Books, Loss
 from .pipeline import BlindScore, video_path
-from .store import SENT, Store, write_atomically
+from .store import SENT, Store, write_json
 
 
 def write_data(
@@ -37,7 +37,7 @@ def write_data(
     write_samples(output, samples)
     ordered = sorted(losses, key=lambda loss: (loss.item, loss.stage))
     lines = (json.dumps(dataclasses.asdict(loss), ensure_ascii=False) for loss in ordered)
-    write_atomically(output / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
+    write_json(output / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def make_report(
@@ -83,7 +83,7 @@ def make_report(
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
     """Write report.json."""
-    write_atomically(output / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(output / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def table(report: dict[str, Any]) -> str:

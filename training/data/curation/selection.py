@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmos_reason_node.video import VideoError
+from cosmos_reason_node.video import VideoError, check_name
 
 from .clip import SIGNATURE_SHAPE, Clip, clip_of, file_digest, likeness, measure, record_key
 from .config import ConfigError, Select
@@ -54,6 +54,7 @@ async def select(
         nonlocal done
         async with slots:
             try:
+                check_name(path)  # here: a copy of what was measured before is not opened
                 digest = await asyncio.to_thread(file_digest, path)
                 key = record_key(digest, settings.max_s)
                 record = store.get(key)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .config import Caption
+from .message import whole_characters
 from .outcome import Rejected
 
 
@@ -30,4 +31,5 @@ def read_caption(video: Path, settings: Caption) -> str:
             raise Rejected("bad_sidecar", f"{path} is no JSON object with {settings.field!r}") from error
         if not isinstance(text, str):
             raise Rejected("bad_sidecar", f"{path}: {settings.field!r} is no text")
+        text = whole_characters(text)
     return text.strip()

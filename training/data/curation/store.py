@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS attempts (
     state TEXT NOT NULL, tokens INTEGER NOT NULL, cost REAL NOT NULL
 );
 """
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 SENT = "sent"  # state of an attempt that nothing has been heard of
 
 
@@ -98,9 +99,16 @@ class Store:
         self._lock.close()
 
     def get(self, key: str) -> Any:
-        """The record under ``key``, as it was put; None when there is none."""
-        row = self._base.execute("SELECT record FROM facts WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        """The record under ``key``, as it was put; None when there is none.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            row = self._base.execute("SELECT record FROM facts WHERE key = ?", (key,)).fetchone()
+            return None if row is None else json.loads(row[0])
+        except (sqlite3.Error, ValueError) as error:  # ValueError: the page is whole, the record is not
+            raise self._unreadable(error) from error
 
     def put(self, key: str, record: Any) -> None:
         """Keep a record that costs nothing to make again but time."""
@@ -141,9 +149,16 @@ class Store:
         self.spent += Spent(0, used.tokens - most.tokens, used.cost - most.cost)
 
     def attempts_by_state(self) -> dict[str, int]:
-        """Number of requests of all runs by how they ended."""
-        rows = self._base.execute("SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state")
-        return dict(rows)
+        """Number of requests of all runs by how they ended.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        try:
+            rows = self._base.execute("SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state")
+            return dict(rows)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     def _write(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
         """All of ``statements`` or none; after a failure nothing more is written, hence sent and paid for."""
@@ -154,24 +169,40 @@ class Store:
             for statement, values in statements:
                 self._base.execute(statement, values)
             self._base.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
+            # Also of what is no error of the data base, such as a value that it cannot hold: a transaction
+            # left open would refuse all later ones and lose at the end what was paid for.
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                raise
             self._broken = StoreError(
                 f"{self._path} cannot be written ({error}): is the disk full? Make room and run this again"
             )
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                self._broken = self._unreadable(error)  # room would not help
             raise self._broken from error
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self._path} is damaged or cannot be read ({error}); put a backup in its place, or move it, "
+            "its -wal and its -shm away to start anew, which pays for all answers again"
+        )
 
 
 def _json(record: Any) -> str:
     return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file; it appears whole or not at all."""
+def write_json(path: Path, text: str) -> None:
+    """Replace a file of JSON, UTF-8; it appears whole or not at all.
+
+    Half characters, as which Python holds the bytes of a file's name that are no UTF-8, are written as JSON's
+    escapes: whoever reads the file gets the same name, and by os.fsencode its bytes.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -48,11 +48,15 @@ class Clips:
         return Frames((path,), (0,))
 
     def find(self, name: str, field: str) -> tuple[str, str]:
-        """(path relative to the data set, member of the archive at that path or "")."""
+        """(path relative to the data set, member of the archive at that path or "").
+
+        Raises:
+            FieldErrors: see ``media``; or there can be no file of that name.
+        """
         errors = [(field, what) for what in path_errors(name)]
         if errors:
             raise FieldErrors(errors)
-        if (self._folder / name).is_file():
+        if self._is_beside(name, field):
             return self._relative(self._folder / name), ""
         found = self._best(name, field, [(path, self._relative(path)) for path in self._listed(name)])
         if found is not None:
@@ -61,6 +65,15 @@ class Clips:
         if inside is not None:
             return self._relative(inside[0]), inside[1]
         return self._relative(self._folder / name), ""
+
+    def _is_beside(self, name: str, field: str) -> bool:
+        """Whether the row's own path leads to a file; one too long for any is a problem of that row alone."""
+        try:
+            return (self._folder / name).is_file()
+        except OSError as error:
+            shown = f"{name[:40]!r}... of {len(name)} characters" if len(name) > 80 else repr(name)
+            what = f"{shown} cannot be looked up ({error.strerror}): give the path of the file"
+            raise FieldErrors([(field, what)]) from error
 
     def _best(self, name: str, field: str, candidates: list[tuple[T, str]]) -> T | None:
         """Of (candidate, its path) the one that shares most of the path's end with ``name``."""

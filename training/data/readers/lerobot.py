@@ -5,13 +5,14 @@ They hold no questions. Those made here follow from what was recorded, and from 
 
 - caption: which task is it? (every episode and camera)
 - task_completion: where the column ``next.success`` was recorded: at the last frame, and at the last moment
-  of the first half at which it was still false.
+  of the first half at which it was still false. A null or NaN there says nothing and is not asked about.
 - next_action: where subtasks were annotated (``subtask_index``): at the end of one, the one after it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -273,17 +274,25 @@ def _moments(
     task: str, recorded: dict[str, list[Any]], subtasks: dict[int, str], length: int
 ) -> Iterator[tuple[int, Query, str]]:
     """(last frame, question, answer) of what was recorded."""
-    success = recorded.get(_SUCCESS, [])
+    success = [_truth(value) for value in recorded.get(_SUCCESS, [])]
     if success:
         query = Query(QueryKind.COMPLETION, task=task)
-        yield length - 1, query, "yes" if success[-1] else "no"
-        before = [i for i in range(length // 2) if not success[i]]
+        if success[-1] is not None:
+            yield length - 1, query, "yes" if success[-1] else "no"
+        before = [i for i in range(length // 2) if success[i] is False]
         if before:
             yield before[-1], query, "no"
     steps = recorded.get(_SUBTASK, [])
     for i in range(1, len(steps)):
         if steps[i] != steps[i - 1] and steps[i] in subtasks:
             yield i - 1, Query(QueryKind.NEXT_ACTION, task=task), subtasks[steps[i]]
+
+
+def _truth(value: Any) -> bool | None:
+    """A flag, also one recorded as a number; None where none was recorded: null, NaN, or no flag at all."""
+    if not isinstance(value, bool | int | float) or math.isnan(value):
+        return None
+    return bool(value)
 
 
 def _split(splits: Mapping[str, str], index: int) -> str:
