@@ -312,6 +312,8 @@ def test_truncated_empty_missing_and_foreign_files_are_errors(tmp_path: Path):
     ]:
         with pytest.raises(MediaError, match=f"{name} {what}"):
             load_window(tmp_path, Video(name), SPEC)
+    with pytest.raises(MediaError, match="File name too long"):
+        load_window(tmp_path, Video("n" * 300 + ".mp4"), SPEC)
 
 
 def test_a_playlist_cannot_open_other_files(tmp_path: Path):

@@ -12,6 +12,7 @@ held; and their times start at 0, which means "no stamp" to the node, so they ar
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,15 +236,15 @@ def check_file(path: Path) -> None:
     Raises:
         MediaError: it is not.
     """
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder; name a file")
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise MediaError(
             f"{path} is missing or cannot be read ({error.strerror}): download it again", "missing"
         ) from error
-    if not path.is_file():
+    if stat.S_ISDIR(found.st_mode):
+        raise MediaError(f"{path} is a folder; name a file")
+    if not stat.S_ISREG(found.st_mode):
         raise MediaError(f"{path} is no regular file")
-    if size == 0:
+    if found.st_size == 0:
         raise MediaError(f"{path} is empty (0 bytes): download it again", "empty")

@@ -58,7 +58,9 @@ def store_image(message: Recorded, path: Path, size: tuple[int, int]) -> None:
     else:
         rgb = convert_compressed(cdr.read_compressed_image(message.serialized), lambda *_: size).rgb
     # What an earlier run left is looked at: another bag in simulated time has the same stamps.
-    there = cv2.imread(str(path)) if path.exists() else None
+    # By its bytes: imread ends the process where the folder's name is not UTF-8.
+    kept = np.fromfile(path, np.uint8) if path.exists() else np.zeros(0, np.uint8)
+    there = cv2.imdecode(kept, cv2.IMREAD_COLOR) if kept.size else None
     if there is not None and np.array_equal(cv2.cvtColor(there, cv2.COLOR_BGR2RGB), rgb):
         return
     data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
