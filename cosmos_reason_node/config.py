@@ -171,6 +171,12 @@ class Config:
     monitor_think_tokens: int = setting(
         64, "Most reasoning tokens of a monitor's answer; 0 = answer at once.", low=0, high=4096, live=True
     )
+    monitors_at_once: tuple[str, ...] = setting(
+        (),
+        "Monitors that answer without reasoning, whatever monitor_think_tokens is: small models answer some "
+        "questions better so, and all models sooner.",
+        choices=MONITORS,
+    )
     query_think_tokens: int = setting(
         512,
         "Most reasoning tokens of a service or action query that does not say.",

@@ -37,8 +37,17 @@ class Task:
     action_options: tuple[str, ...] = ()
 
 
-def monitor_queries(task: Task, monitors: Sequence[str], think_tokens: int) -> tuple[Query, ...]:
-    """The queries of the configured monitors about ``task``; none without a task."""
+def monitor_queries(
+    task: Task, monitors: Sequence[str], think_tokens: int, at_once: Sequence[str] = ()
+) -> tuple[Query, ...]:
+    """The queries of the configured monitors about ``task``; none without a task.
+
+    Args:
+        task: what they are about.
+        monitors: their names.
+        think_tokens: most reasoning tokens.
+        at_once: monitors that get none.
+    """
     if not task.text.strip():
         return ()
     return tuple(
@@ -47,7 +56,7 @@ def monitor_queries(task: Task, monitors: Sequence[str], think_tokens: int) -> t
             task=task.text,
             action=task.affordance_action if name == "affordance" else "",
             options=task.action_options if name == "next_action" else (),
-            think_tokens=think_tokens,
+            think_tokens=0 if name in at_once else think_tokens,
         )
         for name in monitors
     )

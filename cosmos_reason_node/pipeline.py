@@ -316,7 +316,7 @@ class Pipeline:
 
     def _start_monitors(self, name: str) -> bool:
         """Submit the newest window of camera ``name``. False: the engine takes no more now."""
-        queries = monitor_queries(self.task, self.config.monitors, self.config.monitor_think_tokens)
+        queries = self._monitor_queries()
         now_ns = self._clock()
         try:
             window = self._cameras.fresh(name, self.config.max_stale_s)
@@ -416,12 +416,18 @@ class Pipeline:
             message = status.error_msg or "the engine is not running"
             raise CosmosReasonError(ErrorCode.ENGINE_NOT_READY, message)
 
+    def _monitor_queries(self) -> tuple[Query, ...]:
+        config = self.config
+        return monitor_queries(
+            self.task, config.monitors, config.monitor_think_tokens, config.monitors_at_once
+        )
+
     def _monitors_on(self) -> bool:
         return bool(self.config.monitors and self.task.text.strip()) and not self._closed
 
     def _monitors_fail(self, name: str, code: ErrorCode, message: str) -> None:
         """Publish an error of each monitor of camera ``name``, once per change."""
-        for query in monitor_queries(self.task, self.config.monitors, self.config.monitor_think_tokens):
+        for query in self._monitor_queries():
             if not self._repeats(name, query, code):
                 decision = self._decision(self._new_id(), Source.MONITOR, query, self._cameras.newest(name))
                 self._send(decision.with_error(code, message))

@@ -101,8 +101,7 @@ def run(clip: Clip, model: Path, directory: Path, console: Console) -> int:
                 size_rule=picture_size,
             ) as listener,
         ):
-            settings = {"model": str(model), "cameras": [f"camera={TOPIC}"], "max_stale_s": 600.0}
-            node = processes.start(deployment.reason(settings))
+            node = processes.start(deployment.reason(_settings(model)))
             _wait_until_ready(node, listener, console)
             listener.set_task(clip.task, clip.action, clip.options)
             _watch(node, processes.start(_replay(clip)), listener, collector, clip, console)
@@ -117,6 +116,18 @@ def run(clip: Clip, model: Path, directory: Path, console: Console) -> int:
     save(directory, session, collector.pictures())
     page = report.write(directory)
     return _conclude(session, collector.records, directory, page, console)
+
+
+def _settings(model: Path) -> dict[str, Any]:
+    """What the node is started with."""
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "cameras": [f"camera={TOPIC}"],
+        "max_stale_s": 600.0,
+    }
+    if model == deployment.bundled_model():  # as in config/nano-cpu.yaml
+        settings["monitors_at_once"] = ["affordance", "next_action"]
+    return settings
 
 
 def _wait_until_ready(node: Running, listener: Listener, console: Console) -> None:
@@ -178,19 +189,19 @@ def _drain(node: Running, listener: Listener, collector: Collector) -> None:
 
 
 def _ask(node: Running, listener: Listener, collector: Collector, clip: Clip, console: Console) -> None:
-    """The two ways to ask oneself: the query service, and the reason action that streams the thinking."""
+    """Ask oneself, in two ways: an answer at once from the service, the thinking streamed by the action."""
     console.line()
-    console.line("  query service: is the task complete?", "bold")
-    decision = listener.ask(QUESTION_DEADLINE_S, kind=QueryKind.COMPLETION, task=clip.task)
-    _show_asked(collector, console, decision, streamed=False)
-    console.line("  reason action: what is the next action?", "bold")
-    decision = listener.reason(
-        console.stream,
+    console.line("  query service, think_tokens 0: what is the next action?", "bold")
+    decision = listener.ask(
         QUESTION_DEADLINE_S,
         kind=QueryKind.NEXT_ACTION,
         task=clip.task,
         options=clip.options,
+        think_tokens=0,
     )
+    _show_asked(collector, console, decision, streamed=False)
+    console.line("  reason action: is the task complete?", "bold")
+    decision = listener.reason(console.stream, QUESTION_DEADLINE_S, kind=QueryKind.COMPLETION, task=clip.task)
     console.stream_end()
     _show_asked(collector, console, decision, streamed=True)
     node.check()

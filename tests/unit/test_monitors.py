@@ -14,6 +14,8 @@ def test_queries_follow_the_task_and_the_chosen_monitors():
     assert (next_action.kind, next_action.options) == (QueryKind.NEXT_ACTION, ("reach", "pull"))
     assert {query.think_tokens for query in (affordance, next_action)} == {5}
     assert monitor_queries(Task(" "), ("completion",), 5) == ()
+    affordance, next_action = monitor_queries(task, ("affordance", "next_action"), 5, ("next_action",))
+    assert (affordance.think_tokens, next_action.think_tokens) == (5, 0)
 
 
 def test_the_camera_asked_longest_ago_is_next():
