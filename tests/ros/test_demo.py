@@ -62,8 +62,8 @@ def test_the_demo_answers_reports_and_ends(tmp_path):
     monitored = {record.kind for record in records if record.source == "monitor"}
     assert monitored == set(MONITORED_KINDS)
     assert {(record.source, record.kind) for record in records} >= {
-        ("service", "completion"),
-        ("action", "next_action"),
+        ("service", "next_action"),
+        ("action", "completion"),
     }
     for record in records:
         assert record.frame_stamps_ns

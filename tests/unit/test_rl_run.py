@@ -24,7 +24,7 @@ from training.rl.loop import judge_one, make_books, make_roller, roll_one, run_i
 from training.rl.policy import GrpoLoss, Policy, RowPacker
 from training.rl.publish import WeightStore, weight_store
 from training.rl.rewards import judge
-from training.rl.run import prepare, train_role, wait_for_groups
+from training.rl.run import WeightsError, prepare, train_role, wait_for_groups
 from training.sft.lock import only_run
 from training.sft.loop import Interrupted, TrainingError
 from training.sft.parallel import Context
@@ -215,22 +215,38 @@ def test_a_run_stopped_amid_the_steps_of_an_iteration_does_that_iteration_anew(b
 
 
 class SlowBooks:
-    """Books that have a batch after so many seconds; ``counting`` while something is judged."""
+    """Books that have a batch after so many seconds; ``counting``: what happens meanwhile."""
 
-    def __init__(self, seconds, *, counting):
+    def __init__(self, seconds, *, counting=""):
         self.begun, self.seconds, self.counting = time.monotonic(), seconds, counting
 
     def batch(self, iteration):
         return [] if time.monotonic() - self.begun > self.seconds else None
 
+    def unloadable(self):
+        return True
+
     def report(self):
-        return {"counts": {"judged": int(1000 * (time.monotonic() - self.begun)) if self.counting else 3}}
+        counts = {"judged": 3, "taken_back": 0, "failed": 0}
+        if self.counting:
+            counts[self.counting] += int(1000 * (time.monotonic() - self.begun))
+        return {"counts": counts}
 
 
-def test_the_trainer_waits_as_long_as_answers_come():
-    assert wait_for_groups(SlowBooks(1.5, counting=True), 0, 0.4) == []
+@pytest.mark.parametrize("counting", ["judged", "taken_back", "failed"])
+def test_the_trainer_waits_as_long_as_answers_come_or_workers_end_over_a_question(counting):
+    assert wait_for_groups(SlowBooks(1.5, counting=counting), 0, 0.4) == []
+
+
+def test_the_trainer_waits_no_longer_where_nothing_happens():
     with pytest.raises(TrainingError, match=r"nothing was answered and judged for 0.4 s.*run.timeout_s"):
-        wait_for_groups(SlowBooks(60.0, counting=False), 0, 0.4)
+        wait_for_groups(SlowBooks(60.0), 0, 0.4)
+
+
+def test_the_trainer_does_not_wait_for_workers_that_cannot_load_its_weights(monkeypatch):
+    monkeypatch.setattr("training.rl.run._LOOK_S", 0.1)
+    with pytest.raises(WeightsError, match="cannot load the weights of version 7"):
+        wait_for_groups(SlowBooks(60.0), 7, 60.0)
 
 
 def test_a_reward_that_raises(base, tmp_path, monkeypatch, capsys):
