@@ -256,10 +256,16 @@ class TorchEngine:
         if len(requests) < 2 or not getattr(self._decoder(), "can_interleave", False):
             began = time.monotonic()
             for place, request in enumerate(requests):
-                if request.deadline_s:
-                    left = max(request.deadline_s - (time.monotonic() - began), 1e-3)
-                    request = dataclasses.replace(request, deadline_s=left)
-                for event in self.answer(request):
+                left = request.deadline_s and max(request.deadline_s - (time.monotonic() - began), 1e-3)
+                for event in self.answer(dataclasses.replace(request, deadline_s=left)):
+                    # The first one's message names the whole deadline already.
+                    if (
+                        place
+                        and isinstance(event, Failed)
+                        and event.error_code is ErrorCode.DEADLINE_EXCEEDED
+                    ):
+                        what = f"not answered within {request.deadline_s:g} s, one of {len(requests)} in turn"
+                        event = dataclasses.replace(event, error_msg=what)
                     yield place, event
             return
         runs: dict[int, Run] = {}
