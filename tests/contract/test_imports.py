@@ -119,3 +119,13 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def test_graphs_are_exported_without_the_simulator():
+    """requirements/export.txt is enough; only simulated recordings want more."""
+    code = (
+        "import sys, training.export.__main__, training.export.run, training.export.calibration;"
+        "assert not {'mujoco', 'metaworld'} & set(sys.modules), 'the simulator is imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,20 +6,24 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import yaml
 
 from cosmos_reason_node.demo import __main__ as demo
 from cosmos_reason_node.demo.clip import DEFAULT_TASK, choose
 from cosmos_reason_node.demo.collector import Collector, picture_size
 from cosmos_reason_node.demo.console import Console
 from cosmos_reason_node.demo.processes import Processes, ProcessFailed
-from cosmos_reason_node.deployment import Process
+from cosmos_reason_node.deployment import Process, bundled_model
 from cosmos_reason_node.video import VideoError
 from tests.unit.test_report import ZERO, decision_line, record
 from tests.unit.video_files import steady, write_video
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Terminal(io.StringIO):
@@ -229,3 +233,9 @@ def test_the_collector_writes_at_once_and_keeps_the_pictures_that_were_seen(tmp_
     collector.close()
     assert picture_size(1080, 1920) == (162, 288)
     assert picture_size(48, 64) == (48, 64)
+
+
+def test_the_bundled_model_is_asked_as_its_parameter_file_has_it_and_others_as_by_default(tmp_path):
+    (held,) = yaml.safe_load((ROOT / "config" / "nano-cpu.yaml").read_text()).values()
+    assert demo._settings(bundled_model())["monitors_at_once"] == held["ros__parameters"]["monitors_at_once"]
+    assert "monitors_at_once" not in demo._settings(tmp_path)

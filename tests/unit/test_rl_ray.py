@@ -39,8 +39,10 @@ def cluster():
     """Ray on this machine, although another cluster was once started here and has left its address."""
     from training.sft.launch import start_ray
 
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        patch.setenv("RAY_TMPDIR", folder)  # a short path: sockets lie in it
+    # Ray's processes may still write when it is removed.
+    temporary = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+    with pytest.MonkeyPatch.context() as patch, temporary as folder:
+        patch.setenv("RAY_TMPDIR", folder)  # sockets lie in it: a long path would be too long for them
         patch.delenv("RAY_ADDRESS", raising=False)
         left = Path(folder) / "ray" / "ray_current_cluster"
         left.parent.mkdir()

@@ -31,14 +31,14 @@ from .rewards import NONE_OPTION, check_truth
 
 _DRAW = 0x544B  # keeps these random numbers apart from others of the same ticket
 _NONE = re.compile(r"none of (?:the|these)(?: (?:above|options|choices|answers))?\.?")
-_ABOVE = re.compile(
-    r"(?:none|all|any|both|either|neither|two|three) of .*\babove\.?"
-)  # keeps its place: moved, it would mean less
-# Names other options by their letters or their number: "both (A) and (C)", "options B", "all of these".
+# Keeps its place: moved, it would mean less.
+_ABOVE = re.compile(r"(?:none|all|any|both|either|neither|two|three) of .*\babove\.?")
+# Names other options by their letters: "both (A) and (C)", "option B", "A or C".
 _NAMES_OTHERS = re.compile(
     r"\b(?:(?:both|neither|either) \(?[a-h]\)?,? (?:and|or|nor) \(?[a-h]\b|options? \(?[a-h]\b"
     r"|\(?[a-h]\)? (?:and|or|nor) \(?[a-h]\)?(?: only)?\.?\Z)"
 )
+# Says that others are right: "all of these".
 _MORE_THAN_ONE = re.compile(r"\b(?:all|both|two|either|any) of (?:the|these|those|them)\b")
 
 
