@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -78,7 +79,8 @@ class Camera:
     """Subscription of one camera that fills a window's buffer.
 
     Used from the executor's thread only. Twice a second it looks for publishers that came or went, and
-    subscribes again when another reliability fits them better.
+    subscribes again when another reliability fits them better. The old subscription stays until the next
+    look, because the new one hears nobody at first; what both bring counts once.
 
     Args:
         node: owner of the subscription.
@@ -128,6 +130,11 @@ class Camera:
         self._last_error = ""
         self._rate = 0.0
         self._rate_from = (time.monotonic(), 0)
+        self._retired: Subscription | None = None
+        self._subscriptions = 0  # made so far
+        # Messages since the last look, or since the one before a change of subscriptions, which may bring one
+        # twice: stamp, or hash without one -> number of the subscription that brought it.
+        self._brought: dict[int, int] = {}
         self._fit = qos.fit(qos.offers_of(node, self.topic), self.topic, self.type, reliability)
         self._subscription = self._subscribe(self._fit.reliable)
         self._watch = node.create_timer(
@@ -178,13 +185,16 @@ class Camera:
         """Destroy the subscription."""
         self._node.destroy_timer(self._watch)
         self._node.destroy_subscription(self._subscription)
+        if self._retired is not None:
+            self._node.destroy_subscription(self._retired)
 
     def _subscribe(self, reliable: bool) -> Subscription:
         self._profile = qos.image_qos(reliable, self._depth)
+        self._subscriptions += 1
         return self._node.create_subscription(
             Image if self.type == IMAGE else CompressedImage,
             self.topic,
-            self._on_message,
+            partial(self._on_message, self._subscriptions),
             self._profile,
             raw=True,
             # No event callbacks: the events executor raises when an event of a subscription that has been
@@ -194,7 +204,10 @@ class Camera:
         )
 
     def _match_publishers(self) -> None:
-        before = self._fit
+        before, changed = self._fit, self._retired is not None
+        if self._retired is not None:
+            self._node.destroy_subscription(self._retired)
+            self._retired = None
         offers = qos.offers_of(self._node, self.topic)
         self._fit = qos.fit(offers, self.topic, self.type, self._reliability)
         for problem in self._fit.problems:
@@ -203,17 +216,24 @@ class Camera:
         # Compared with what is in use: nobody to ask, for a moment, is no reason to forget it.
         in_use = self._profile.reliability == ReliabilityPolicy.RELIABLE
         if offers and self._fit.reliable != in_use:
-            old, self._subscription = self._subscription, self._subscribe(self._fit.reliable)
-            self._node.destroy_subscription(old)
+            self._retired, self._subscription = self._subscription, self._subscribe(self._fit.reliable)
+        elif not changed:
+            self._brought.clear()
 
-    def _on_message(self, serialized: bytes) -> None:
-        if self._tap is not None:
-            self._tap(self.topic, serialized)
+    def _on_message(self, subscription: int, serialized: bytes) -> None:
+        bad = None
         try:
             stamp_ns = cdr.read_stamp(serialized)
         except CosmosReasonError as error:
+            stamp_ns, bad = -1, error
+        key = stamp_ns if stamp_ns > 0 else hash(serialized)
+        if self._brought.setdefault(key, subscription) != subscription:
+            return
+        if self._tap is not None:
+            self._tap(self.topic, serialized)
+        if bad is not None:
             self.buffer.offer(-1)
-            self._bad(error)
+            self._bad(bad)
             return
         offer = self.buffer.offer(stamp_ns)
         if offer is not Offer.SAMPLE:
