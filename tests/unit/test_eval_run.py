@@ -96,6 +96,17 @@ def test_what_was_asked_is_not_asked_again(engine, tmp_path):
     assert (tmp_path / run.PREDICTIONS).read_bytes() == before
 
 
+def test_more_windows_go_on_and_fewer_may_not_shrink_the_report(engine, tmp_path):
+    two = Benchmark("b", (stimulus(0), stimulus(1)))
+    run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path, replace=False)
+    run.ask(engine, two, GREEDY, run.Labels(), tmp_path, replace=False)
+    with pytest.raises(ValueError, match=r"another number of windows \(2, not 1\): choose another --out"):
+        run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path, replace=False)
+    assert run.read_run(tmp_path)["benchmark"]["windows"] == 2
+    run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path)
+    assert run.read_run(tmp_path)["benchmark"]["windows"] == 1
+
+
 def test_reports_are_made_again_without_the_model(engine, tmp_path, capsys):
     run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels("base"), tmp_path)
     run.ask(engine, Benchmark("b", (stimulus(0),)), SAMPLED, run.Labels("base"), tmp_path)

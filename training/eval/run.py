@@ -242,6 +242,8 @@ def _other(before: dict[str, Any], now: dict[str, Any]) -> str:
     by = "origin" if was.get("origin") else "name"  # older ones have no origin
     if was[by] != asked[by]:
         return f"benchmark ({was[by]}, not {asked[by]})"
+    if asked["windows"] < was["windows"]:  # more of them go on with what was asked
+        return f"number of windows ({was['windows']}, not {asked['windows']})"
     models = [f"{facts['model']['model_id']} {facts['model']['digest'][:12]}" for facts in (before, now)]
     differs = before["model"]["digest"] != now["model"]["digest"]
     return f"model ({models[0]}, not {models[1]})" if differs else ""

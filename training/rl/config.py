@@ -137,7 +137,7 @@ class RolloutConfig:
         workers: processes with an engine each, anywhere in the cluster. Of launcher ray.
         gpus: of a worker; may be a fraction.
         dtype: of the engine's weights: "auto" is float32 on a CPU, bfloat16 on CUDA.
-        max_tokens: bound on an answer, reasoning included.
+        max_tokens: bound on an answer, reasoning included; answers that are asked for at once end after 48.
         together: questions of a batch whose groups a worker writes in step: small models are mostly waiting
             for operations to start, and more answers cost them little. Hybrid models write one after the
             other all the same. Runs that were interrupted and had questions that failed may differ in the
