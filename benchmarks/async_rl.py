@@ -427,7 +427,11 @@ def _wait(condition: Callable[[], bool], seconds: float = 600.0) -> None:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.async_rl", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.async_rl",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=5, help="of each comparison")
     parser.add_argument("--iterations", type=int, default=12, help="of each run")

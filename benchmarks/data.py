@@ -201,7 +201,7 @@ def _make_clip(path: Path, seed: int) -> None:
 
 def main() -> None:
     """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--data", type=Path, help="data set to load (default: clips made here)")
     parser.add_argument("--model", type=Path, help="checkpoint directory (default: the bundled one)")

@@ -222,7 +222,9 @@ def find_model(directory: Path) -> Path:
 
 def main() -> None:
     """Measure one camera and four, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decision", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--model", type=Path, help="checkpoint directory (default: the bundled one)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each measurement")

@@ -123,7 +123,7 @@ def measure(windows: int, tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hybrid", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--windows", type=int, default=8, help="windows of the comparison")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")

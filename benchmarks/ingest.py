@@ -159,7 +159,7 @@ def under_load(seconds: float, busy_processes: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run the parts asked for and write, or update, the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a stream")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case and side; medians count")

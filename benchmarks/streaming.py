@@ -275,7 +275,9 @@ def on_cpu(model_dir: Path, windows: int, tokens: int, compiled: bool, memory_wi
 
 def main() -> None:
     """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.streaming", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--model", type=Path, help="checkpoint directory (default: the bundled one)")
     parser.add_argument("--windows", type=int, default=24, help="windows of the comparison")

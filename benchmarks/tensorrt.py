@@ -253,7 +253,9 @@ def _quiet(_: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.tensorrt",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--model", type=Path, default=Path("models/nano"), help="checkpoint (models/nano)")

@@ -55,7 +55,11 @@ class Config:
     )
 
     # Model and engine
-    model: str = setting("", "Directory of the checkpoint (Hugging Face layout, safetensors).")
+    model: str = setting(
+        "",
+        "Directory of the checkpoint (Hugging Face layout, safetensors); empty = the bundled nano, which "
+        "knows one simulated scene (engine torch only).",
+    )
     engine: str = setting(
         "torch",
         "Which engine runs the model. tensorrt and onnx take a folder that training.export has written as "

@@ -22,17 +22,20 @@ _COLORS = {  # RGB
 
 
 class DebugImage:
-    """Collects decisions; draws the window of the newest with the latest answer of each kind."""
+    """Collects decisions; draws the newest window with the latest answer of each kind about its camera."""
 
     def __init__(self) -> None:
-        self._latest: dict[QueryKind, Decision] = {}
+        self._latest: dict[tuple[str, QueryKind], Decision] = {}
         self._window: Window | None = None
 
     def add(self, decision: Decision) -> None:
         """Take a decision."""
-        self._latest[decision.query.kind] = decision
-        if decision.windows:
+        cameras = [window.camera for window in decision.windows]
+        kind = decision.query.kind
+        if cameras:
             self._window = decision.windows[0]
+            self._latest.pop(("", kind), None)
+        self._latest[cameras[0] if cameras else "", kind] = decision
 
     def draw(self) -> np.ndarray | None:
         """(H, 640, 3) uint8 RGB; None before there is a window."""
@@ -44,9 +47,11 @@ class DebugImage:
         picks = np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)
         thumb = (WIDTH // STRIP_FRAMES, round(WIDTH / STRIP_FRAMES * height / width))
         strip = np.hstack([cv2.resize(frames[i], thumb) for i in picks])
-        text = np.full((LINE_PX * len(self._latest) + 8, WIDTH, 3), 24, np.uint8)
-        for row, kind in enumerate(sorted(self._latest)):
-            words, color = _line(self._latest[kind])
+        # Those without a window found no frames to look at, of whichever camera.
+        shown = [key for key in sorted(self._latest) if key[0] in ("", self._window.camera)]
+        text = np.full((LINE_PX * len(shown) + 8, WIDTH, 3), 24, np.uint8)
+        for row, key in enumerate(shown):
+            words, color = _line(self._latest[key])
             origin = (8, LINE_PX * (row + 1) - 4)
             cv2.putText(text, words, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
         return np.vstack([main, strip, text])
@@ -62,7 +67,9 @@ class DebugImage:
 
 def _line(decision: Decision) -> tuple[str, tuple[int, int, int]]:
     """Text (ASCII: the font has nothing else) and color of an answer."""
-    name = decision.query.kind.name.lower().replace("_", " ")
+    cameras = "+".join(window.camera for window in decision.windows)
+    kind = decision.query.kind.name.lower().replace("_", " ")
+    name = f"{cameras}, {kind}" if cameras else kind
     answer = decision.answer
     if answer is None:
         words, color = f"{name}: {decision.error_code.name}", _COLORS[Verdict.NO]

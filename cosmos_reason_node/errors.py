@@ -47,6 +47,9 @@ class ErrorCode(enum.IntEnum):
     DISK_BUDGET_EXCEEDED = 501
     RECORDING_BUSY = 502
 
+    # 9xx: a fault of the node; its log has the traceback.
+    INTERNAL = 900
+
 
 class CosmosReasonError(Exception):
     """An error with a code and a message that says what to do about it.

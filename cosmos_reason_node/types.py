@@ -17,7 +17,7 @@ from .errors import ErrorCode
 
 
 class QueryKind(enum.IntEnum):
-    """What is asked of a window. The first three are the paper's embodied-reasoning tasks (section 3.2)."""
+    """What is asked of a window. COMPLETION, AFFORDANCE and NEXT_ACTION are the paper's (section 3.2)."""
 
     QUESTION = 0  # any question in the user's own words
     COMPLETION = 1  # is the task complete?
@@ -167,7 +167,7 @@ class ModelInfo:
         model_id: name of the checkpoint directory or of the served model.
         digest: sha256 (hex) over weights, config and tokenizer files.
         prompt_id: digest of the prompt conventions (prompt.PROMPT_ID).
-        engine: "torch", "tensorrt", "remote".
+        engine: "torch", "tensorrt", "onnx" or "remote".
         device: e.g. "cpu", "cuda:0 (NVIDIA ...)".
         dtype: e.g. "float32".
     """
@@ -217,7 +217,6 @@ class Decision:
     valid_until_ns: int
     error_code: ErrorCode = ErrorCode.NONE
     error_msg: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def stamp_ns(self) -> int:

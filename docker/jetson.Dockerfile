@@ -4,6 +4,8 @@
 #     docker build -f docker/jetson.Dockerfile -t cosmos-reason:jetson .        # on the board: aarch64
 #     docker run --rm --runtime nvidia --network host --ipc host -v /models:/models cosmos-reason:jetson \
 #         python -m training.export --build-only --out /models/nano-fp16-sm110 --target sm110
+#     docker run --rm --runtime nvidia --network host --ipc host -v /models:/models cosmos-reason:jetson \
+#         ros2 launch cosmos_reason_node reason.launch.py params_file:=jetson model:=/models/Cosmos-Reason1-7B
 #
 # Jetson Orin (sm87) gets Ubuntu 24.04 with JetPack 7.2: name an image whose PyTorch has sm_87 kernels with --build-arg BASE=.
 ARG BASE=nvcr.io/nvidia/pytorch:25.08-py3
@@ -32,4 +34,4 @@ RUN printf '%s\n' '#!/bin/bash' 'set -e' 'source /opt/ros/jazzy/setup.bash' \
     chmod +x /entrypoint.sh
 ENV PYTHONPATH=/opt/cosmos_reason
 ENTRYPOINT ["/entrypoint.sh"]
-CMD ["ros2", "launch", "cosmos_reason_node", "reason.launch.py", "params_file:=jetson"]
+CMD ["ros2", "launch", "cosmos_reason_node", "reason.launch.py", "params_file:=jetson", "model:=/models/Cosmos-Reason1-7B"]

@@ -328,7 +328,11 @@ def _machine() -> str:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Arguments. Empty values count as not given, so that a Makefile can pass all its variables on."""
-    parser = argparse.ArgumentParser(prog="python -m cosmos_reason_node.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cosmos_reason_node.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--video", default="", help="a video file; default: the bundled clip")
     parser.add_argument("--camera", default="", help="a camera instead, e.g. /dev/video0")
     parser.add_argument("--task", default="", help="what the robot is doing, in words")

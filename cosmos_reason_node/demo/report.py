@@ -97,7 +97,11 @@ def _policy(script: str) -> str:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cosmos_reason_node.demo.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cosmos_reason_node.demo.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("directory", type=Path, help="a session's directory, e.g. build/demo")
     try:
         print(write(parser.parse_args().directory))

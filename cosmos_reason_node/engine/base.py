@@ -2,7 +2,7 @@
 """The Engine protocol: the only thing that the node, RL rollouts and the evaluator know of a model.
 
 An engine answers a request as a generator of events, one step of work per ``next()``. Whoever drives it (the
-engine process, ``host.serve``; a rollout worker; a test) decides when to stop: closing the generator frees
+engine process, ``worker.Worker``; a rollout worker; a test) decides when to stop: closing the generator frees
 all that the request held. So cancel and deadline take effect within one token step, and several requests
 interleave by taking turns. Requests about the same windows that run at the same time may share steps: what
 one's turn worked out for the others, theirs only hand over.

@@ -19,25 +19,6 @@ def branch_generator(sampling: Sampling, branch: int) -> torch.Generator:
     return torch.Generator().manual_seed((sampling.seed * 1_000_003 + branch) % 2**63)
 
 
-def sample_token(
-    logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator
-) -> tuple[int, float]:
-    """Choose one token; ``sample_tokens`` for one row.
-
-    Args:
-        logits: (V,).
-        forbidden: (V,) bool.
-        sampling: temperature and nucleus.
-        generator: of the branch, on the CPU.
-
-    Returns:
-        The token and its log probability under the model (temperature 1, forbidden tokens left out).
-    """
-    points = [draw(sampling, generator)]
-    tokens, log_probs = sample_tokens(logits[None], forbidden, [sampling], points)
-    return int(tokens[0]), float(log_probs[0])
-
-
 def draw(sampling: Sampling, generator: torch.Generator) -> float:
     """The random number in [0, 1) that decides a row's next token; greedy ones need none."""
     return float(torch.rand((), generator=generator)) if sampling.temperature > 0 else 0.0

@@ -83,8 +83,8 @@ class TorchEngine:
         if recurrent and refresh_every > 1:
             raise CosmosReasonError(
                 ErrorCode.INVALID_REQUEST,
-                "refresh_every moves keys and values of a window that slides; a hybrid model's states cannot "
-                "be moved: set it to 0",
+                "approximate_slide moves keys and values of a window that slides; a hybrid model's states "
+                "cannot be moved: set it to 0",
             )
         run_ahead = (model.device.type == "cuda" if run_ahead is None else run_ahead) and not recurrent
         patches = model.spec.patches

@@ -161,11 +161,6 @@ class Decoder:
         """(N, K, C) of the caches."""
         return len(self._layers), self._heads, self._channels
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Of keys and values."""
-        return 2 * len(self._layers) * self._heads * self._channels * self._norm.weight.element_size()
-
     def new_prefix(self, capacity: int) -> Prefix:
         """An empty prefix."""
         return Prefix(self.shape, capacity, self._norm.weight)

@@ -153,5 +153,7 @@ class BagThread:
             self._writer.close()
         except Exception:
             self._writer.abandon()
-            state = "bag_repair completes the bag once there is room"
+            state = (
+                f"`python -m cosmos_reason_node.ros.bag_repair {self.path}` completes it once there is room"
+            )
         self._failed(f"recording of {self.path} stopped: {reason}; {state}")

@@ -193,6 +193,10 @@ class ReasonNode(LifecycleNode):
         assert self._served is not None
         served = self._served
         self.get_logger().info(f"loading {served.setup.config.model}")
+        if not self.parameters.read().model:
+            self.get_logger().warning(
+                "the parameter `model` is empty: this is the bundled nano, which knows one simulated scene"
+            )
         self._load(served.host, served.setup.config.load_timeout_s)
         served.events.drain()  # what happened while loading is no news to the session
         self.session = Session(self, served.setup, served.host, self._outlets, self._task)

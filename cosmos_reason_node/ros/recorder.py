@@ -286,7 +286,8 @@ class Recorder:
                 self._failed(
                     kind,
                     f"{bag.path} could not be completed in time and is still being written; should the "
-                    "process end before that, run bag_repair on it",
+                    f"process end before that, `python -m cosmos_reason_node.ros.bag_repair {bag.path}` "
+                    "completes it",
                 )
         self._reap()
 

@@ -74,8 +74,8 @@ class Services:
         return response
 
     def _query_failed(self, error: Exception, response: QuerySrv.Response) -> QuerySrv.Response:
-        response.decision.error_code = int(ErrorCode.INVALID_REQUEST)
-        response.decision.error_msg = f"the request could not be handled: {error}"
+        response.decision.error_code = int(ErrorCode.INTERNAL)
+        response.decision.error_msg = f"the request could not be handled: {type(error).__name__}: {error}"
         return response
 
     def _set_task(self, request: SetTask.Request, response: SetTask.Response) -> SetTask.Response:
@@ -119,8 +119,8 @@ class Services:
         return response
 
     def _load_failed(self, error: Exception, response: LoadModel.Response) -> LoadModel.Response:
-        response.error_code = int(ErrorCode.INVALID_REQUEST)
-        response.error_msg = f"the request could not be handled: {error}"
+        response.error_code = int(ErrorCode.INTERNAL)
+        response.error_msg = f"the request could not be handled: {type(error).__name__}: {error}"
         return response
 
     def _active(self) -> Session:
@@ -140,8 +140,8 @@ class Services:
                 response.error_msg = error.message
             except Exception as error:
                 self._node.get_logger().error(traceback.format_exc())
-                response.error_code = int(ErrorCode.INVALID_REQUEST)
-                response.error_msg = f"the request could not be handled: {error}"
+                response.error_code = int(ErrorCode.INTERNAL)
+                response.error_msg = f"the request could not be handled: {type(error).__name__}: {error}"
             return response
 
         return answered

@@ -18,14 +18,14 @@ from cosmos_reason_node.types import (
 )
 
 
-def decision(kind: QueryKind, brightness: int = 200) -> Decision:
+def decision(kind: QueryKind, brightness: int = 200, camera: str = "front") -> Decision:
     frames = tuple(
-        Frame("front", 1 + i, i, np.full((56, 84, 3), brightness if i == 3 else 10, np.uint8))
+        Frame(camera, 1 + i, i, np.full((56, 84, 3), brightness if i == 3 else 10, np.uint8))
         for i in range(4)
     )
     answer = Answer(Verdict.CHOICE, "zieh «jetzt»", -1, 0.8, "", 10, 1)
     query = Query(kind, task="open")
-    window = Window("front", frames, 0, 1, 0, 4)
+    window = Window(camera, frames, 0, 1, 0, 4)
     return Decision("1", Source.MONITOR, query, (window,), answer, ModelInfo(), Latency(), 10, 20)
 
 
@@ -55,3 +55,26 @@ def test_newest_frame_strip_and_one_line_a_kind():
         assert line.max() > 100, "text"
     decoded = cv2.imdecode(np.frombuffer(image.jpeg(), np.uint8), cv2.IMREAD_COLOR)
     assert decoded.shape == picture.shape
+
+
+def test_each_camera_is_drawn_with_its_own_answers():
+    image = DebugImage()
+    image.add(decision(QueryKind.COMPLETION, 200, "front"))
+    image.add(decision(QueryKind.NEXT_ACTION, 200, "front"))
+    both = image.draw()
+    image.add(decision(QueryKind.COMPLETION, 90, "wrist"))
+    wrist = image.draw()
+    assert wrist[0, 0].tolist() == [90, 90, 90]
+    assert wrist.shape[0] == both.shape[0] - LINE_PX, "the wrist camera has one answer yet"
+
+
+def test_no_frames_is_shown_until_there_are_some():
+    image = DebugImage()
+    image.add(decision(QueryKind.COMPLETION))
+    one = image.draw().shape
+    query = Query(QueryKind.COMPLETION, task="open")
+    lost = Decision("2", Source.MONITOR, query, (), None, ModelInfo(), Latency(), 0, 0)
+    image.add(lost.with_error(ErrorCode.NO_FRAMES, "the camera is silent"))
+    assert image.draw().shape[0] == one[0] + LINE_PX
+    image.add(decision(QueryKind.COMPLETION))
+    assert image.draw().shape == one

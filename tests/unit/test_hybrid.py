@@ -221,7 +221,7 @@ def test_the_node_loads_it_and_refuses_what_it_cannot_do(directory):
     engine.close()
     for changes, words in (
         ({"kind": "onnx"}, "not exported"),
-        ({"refresh_every": 8}, "refresh_every"),
+        ({"refresh_every": 8}, "approximate_slide"),
         ({"quantize": "int3"}, "quantize must be"),
     ):
         with pytest.raises(CosmosReasonError, match=words):

@@ -13,11 +13,11 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.types import Query, QueryKind
 from tests.unit.nano_files import described
 from tests.unit.sim_files import write_episodes
-from training.data.sample import Span
 from training.data.sim.physics.clip import save_clip
 from training.data.sim.physics.derive import puzzle
 from training.data.sim.physics.run import run_clip
 from training.data.sim.questions import questions
+from training.data.sim.sample import Span
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.nano.architecture import create
 from training.nano.lookup import conclusion, lookups

@@ -22,11 +22,11 @@ from cosmos_reason_node.models.qwen2_5_vl import load
 from cosmos_reason_node.types import Query, QueryKind
 from tests.unit.nano_files import described
 from tests.unit.sim_files import write_episodes
-from training.data.sample import Span
 from training.data.sim.kinds.object_permanence import hidden_and_back
 from training.data.sim.physics.clip import save_clip
 from training.data.sim.physics.derive import puzzle, reverse
 from training.data.sim.physics.run import run_clip
+from training.data.sim.sample import Span
 from training.data.sim.scenes import BY_NAME, SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.nano import __main__ as nano_cli

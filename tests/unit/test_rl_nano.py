@@ -6,8 +6,8 @@ import pytest
 
 from cosmos_reason_node.types import Query, QueryKind
 from training.data.readers import open_data_set
-from training.data.sample import Provenance, Sample, Span
 from training.data.schema import QuestionKind
+from training.data.sim.sample import SimProvenance, SimSample, Span
 from training.eval.simulated import Shown
 from training.nano.source import HELD_OUT_TASKS
 from training.rl.nano import Joined, check_disjoint, prepare, write_questions
@@ -21,9 +21,9 @@ class Windows:
 
     def draw(self, count, rng):
         for number in range(count):
-            origin = Provenance("sim", "train", number, "drawer", "open")
+            origin = SimProvenance("sim", "train", number, "drawer", "open")
             asked = [
-                Sample(Span(0, 2), query, answer, "", origin, group)
+                SimSample(Span(0, 2), query, answer, "", origin, group)
                 for query, answer, group in (
                     (Query(QueryKind.COMPLETION, task="open the drawer"), "yes", ""),
                     (Query(QueryKind.COMPLETION, task=HELD_OUT_TASKS[0]), "no", ""),

@@ -5,10 +5,16 @@ import pytest
 import torch
 
 from cosmos_reason_node.engine.base import Sampling
-from cosmos_reason_node.engine.sampling import branch_generator, choose, draw, sample_token, sample_tokens
+from cosmos_reason_node.engine.sampling import branch_generator, choose, draw, sample_tokens
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, 5.0, -1.0])
 FORBIDDEN = torch.tensor([False, False, False, True, False])
+
+
+def sample_token(logits, forbidden, sampling, generator):
+    """Token and log probability of a single row."""
+    tokens, log_probs = sample_tokens(logits[None], forbidden, [sampling], [draw(sampling, generator)])
+    return int(tokens[0]), float(log_probs[0])
 
 
 def draws(sampling, count=2000):

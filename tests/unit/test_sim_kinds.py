@@ -11,7 +11,6 @@ pytest.importorskip("mujoco", reason="the simulator is only needed for training:
 pytest.importorskip("metaworld", reason="the simulator is only needed for training: requirements/train.txt")
 
 from cosmos_reason_node.prompt import check_query, is_yes_no
-from training.data.sample import Span
 from training.data.schema import QuestionKind
 from training.data.sim.kinds import (
     GROUPS,
@@ -31,6 +30,7 @@ from training.data.sim.kinds.vocabulary import words
 from training.data.sim.physics.derive import reverse
 from training.data.sim.physics.palette import COLOURS
 from training.data.sim.physics.run import run_clip
+from training.data.sim.sample import Span
 
 CLIPS, DRAWS = 220, 6
 WHOLE = Span(0, 16)

@@ -6,10 +6,10 @@ pytest.importorskip("metaworld", reason="the simulator is only needed for traini
 
 from cosmos_reason_node.prompt import check_query
 from cosmos_reason_node.types import QueryKind
-from training.data.sample import Span
 from training.data.sim.episode import Episode
 from training.data.sim.phase import Phase
 from training.data.sim.questions import MOVE_AWAY, next_action, questions
+from training.data.sim.sample import Span
 from training.data.sim.scenes import BY_NAME
 
 

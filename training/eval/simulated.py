@@ -21,11 +21,11 @@ import numpy as np
 from cosmos_reason_node.models.spec import ModelSpec
 from cosmos_reason_node.types import Frame, QueryKind, Window
 from cosmos_reason_node.vision.resize import resize
-from training.data.sample import Sample
 from training.data.schema import CATEGORIES, QuestionKind
 from training.data.sim import kinds
 from training.data.sim.physics.clip import load_clip
 from training.data.sim.questions import questions
+from training.data.sim.sample import SimSample
 from training.data.sim.windows import EpisodeStore
 
 from .item import Benchmark, Item, Stimulus
@@ -57,7 +57,7 @@ class Shown:
     recording: str
     frames: np.ndarray
     first: int
-    samples: Sequence[Sample]
+    samples: Sequence[SimSample]
 
 
 class Source(Protocol):

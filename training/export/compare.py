@@ -142,7 +142,11 @@ def _benchmark(options: argparse.Namespace, model: ModelSpec) -> Benchmark:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.export compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
     parser.add_argument("--export", type=Path, nargs="+", required=True, help="folders of its exports")
     parser.add_argument("--bench", default="sim", help="sim, or a data set (folder or .jsonl)")

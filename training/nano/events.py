@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.data.sample import Span
 from training.data.sim.kinds.motion import named
 from training.data.sim.kinds.object_permanence import hidden_and_back
 from training.data.sim.physics.clip import Clip
 from training.data.sim.physics.derive import PLACES
+from training.data.sim.sample import Span
 
 from .probe import CLASSES, SEEN, Points
 

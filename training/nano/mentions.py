@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from cosmos_reason_node import prompt
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from cosmos_reason_node.types import Query
-from training.data.sample import Span
 from training.data.sim.kinds.motion import named
 from training.data.sim.kinds.spatial_puzzle import ORDINALS
 from training.data.sim.physics.clip import Clip
 from training.data.sim.physics.derive import PLACES
 from training.data.sim.physics.palette import COLOURS, SHAPES
+from training.data.sim.sample import Span
 
 from .probe import SEEN, Points
 

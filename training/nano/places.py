@@ -11,8 +11,8 @@ from torch import Tensor
 from cosmos_reason_node import prompt
 from cosmos_reason_node.models.tokenizer import TextTokenizer
 from cosmos_reason_node.types import Query
-from training.data.sample import Span
 from training.data.sim.physics.clip import Clip
+from training.data.sim.sample import Span
 from training.sft.rows import Branch
 
 from .lookup import Asked

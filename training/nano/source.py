@@ -21,10 +21,10 @@ from cosmos_reason_node import prompt
 from cosmos_reason_node.models.qwen2_5_vl import LoadedModel
 from cosmos_reason_node.types import Query, QueryKind
 from cosmos_reason_node.vision.patchify import patchify
-from training.data.sample import Sample
 from training.data.sim import kinds
 from training.data.sim.physics.clip import Clip
 from training.data.sim.questions import questions
+from training.data.sim.sample import SimSample
 from training.data.sim.scenes import SCENES
 from training.data.sim.windows import ClipStore, EpisodeStore
 from training.sft.augment import Augmentation
@@ -254,7 +254,7 @@ class _Window:
     """A window: its patches, its questions, the last moment of an episode's, or the clip as it is shown."""
 
     patches: np.ndarray
-    samples: Sequence[Sample]
+    samples: Sequence[SimSample]
     learn: np.ndarray
     place: Any = None
     happened: Any = None
@@ -402,7 +402,7 @@ def _is_closing(query: Query) -> bool:
     return query.kind is QueryKind.COMPLETION and query.task in _CLOSING
 
 
-def _answers(world: World, sample: Sample, *, think: bool) -> list[Asked]:
+def _answers(world: World, sample: SimSample, *, think: bool) -> list[Asked]:
     """The answer at once and, if wanted and there is one, the answer with reasoning."""
     query = sample.query
     direct = encode_answer(world.tokenizer, query, "", sample.answer, VERDICT_WEIGHT)
@@ -419,7 +419,7 @@ def _answers(world: World, sample: Sample, *, think: bool) -> list[Asked]:
     return answers
 
 
-def reasoning_of(sample: Sample) -> str:
+def reasoning_of(sample: SimSample) -> str:
     """The reasoning; of a lettered question it ends with the option's words, by which its letter is found."""
     query = sample.query
     if not (sample.reasoning and query.options):

@@ -11,12 +11,12 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from cosmos_reason_node import prompt
-from training.data.sample import Sample, Span
 from training.data.sim import kinds
 from training.data.sim.episode import Episode
 from training.data.sim.kinds import vocabulary
 from training.data.sim.physics.run import run_clip
 from training.data.sim.questions import questions
+from training.data.sim.sample import SimSample, Span
 from training.data.sim.scenes import SCENES
 
 VOCABULARY_SIZE = 2048  # at most; learning ends when every word is whole
@@ -94,7 +94,7 @@ def _texts(episode: Episode, rng: np.random.Generator) -> Iterator[str]:
     yield from _pieces(questions(episode, Span(0, 2), rng))
 
 
-def _pieces(samples: list[Sample]) -> Iterator[str]:
+def _pieces(samples: list[SimSample]) -> Iterator[str]:
     for sample in samples:
         yield prompt.prefix([0]) + prompt.suffix(sample.query)
         yield sample.reasoning

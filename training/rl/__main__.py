@@ -13,7 +13,11 @@ from pathlib import Path
 
 def main() -> int:
     """Run; 0 when the model is written."""
-    parser = argparse.ArgumentParser(prog="python -m training.rl", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.rl",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see training/configs/")
     options = parser.parse_args()
 

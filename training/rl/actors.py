@@ -32,7 +32,6 @@ from .tasks import TaskSampler
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
 _PAUSE_S = (1.0, 30.0)  # before a worker that dies at once is started again: first, longest
-_STORE_BYTES = 256 << 20  # videos and weights go through files, not through Ray
 _CPUS = {"rollout": 1.0, "reward": 0.5}  # that Ray keeps free for a worker
 _MENDED_BY_A_RESTART = ("Interrupted", "WeightsError")  # of a trainer; it begins at its last checkpoint
 _FATAL = ("BooksError", "TrainingError", "StoreError", "ConfigError", "DataError")

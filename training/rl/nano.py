@@ -25,10 +25,10 @@ import numpy as np
 
 from cosmos_reason_node.types import QueryKind
 from training.data.readers.jsonl import write_samples
-from training.data.sample import Sample as Asked
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample
 from training.data.sim.generate import CLIPS, EPISODES, make, path_of
 from training.data.sim.kinds import COMMON_SENSE, INTUITIVE_PHYSICS, kind_and_category
+from training.data.sim.sample import SimSample
 from training.eval.simulated import PERIOD_NS, Shown, Source, find_sources
 from training.nano.source import HELD_OUT_TEXTS
 
@@ -148,7 +148,7 @@ def _samples(shown: Shown, source: str, split: str, path: str) -> Iterator[Sampl
         )
 
 
-def _filed(asked: Asked) -> tuple[QuestionKind, str]:
+def _filed(asked: SimSample) -> tuple[QuestionKind, str]:
     if asked.group:
         return kind_and_category(asked.group)
     return _KINDS[asked.query.kind], ""
@@ -204,7 +204,11 @@ class Joined:
 
 def main() -> None:
     """Prepare."""
-    parser = argparse.ArgumentParser(prog="python -m training.rl.nano", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.rl.nano",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--episodes", type=int, default=800)
     parser.add_argument("--clips", type=int, default=7000)

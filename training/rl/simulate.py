@@ -211,7 +211,11 @@ def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None
 
 def main() -> None:
     """Predict and draw."""
-    parser = argparse.ArgumentParser(prog="python -m training.rl.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.rl.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--phases", type=Path, help="JSON of measured phases; default: estimates of the 7B model"
     )

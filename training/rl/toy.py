@@ -276,7 +276,11 @@ def _trainable(directory: Path) -> LoadedModel:
 
 def main() -> None:
     """All seeds and controls."""
-    parser = argparse.ArgumentParser(prog="python -m training.rl.toy", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.rl.toy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -56,7 +56,7 @@ class DataConfig:
         strict: an unusable row of a data set, one whose media are missing or empty too, ends the run before
             it starts; otherwise it is left out, counted and listed. Damage that only decoding shows ends a
             strict run where it is met, and is the loss of the steps since the last checkpoint; otherwise the
-            row counts for nothing, unless a tenth of the rows are damaged.
+            row counts for nothing, unless more than 8 rows and a tenth of those read are damaged.
             ``python -m training.data check`` finds it before.
         workers: threads that decode ahead; 0 = decode in the training thread.
     """

@@ -15,9 +15,9 @@ import numpy as np
 from cosmos_reason_node.prompt import letter
 from cosmos_reason_node.types import Query, QueryKind
 
-from ..sample import Provenance, Sample, Span
 from .episode import Episode
 from .phase import Phase, completed, phase
+from .sample import SimProvenance, SimSample, Span
 from .scenes import BY_NAME, SCENES, Scene, Skill
 
 MOVE_AWAY = "move away, the task is done"
@@ -34,7 +34,7 @@ def next_action(scene: Scene, skill: Skill, now: Phase) -> str:
 
 def questions(
     episode: Episode, span: Span, rng: np.random.Generator, avoid: Collection[str] = ()
-) -> list[Sample]:
+) -> list[SimSample]:
     """All samples of one window.
 
     Args:
@@ -58,8 +58,8 @@ def questions(
             samples.append(_next_choice(scene, skill, now, rng, avoid))
     if rng.random() < _NO_SUCH_SHARE:
         samples.append(_elsewhere(scene, rng))
-    origin = Provenance("sim", episode.split, episode.seed, episode.scene, episode.plan)
-    return [Sample(span, query, answer, reasoning, origin) for query, answer, reasoning in samples]
+    origin = SimProvenance("sim", episode.split, episode.seed, episode.scene, episode.plan)
+    return [SimSample(span, query, answer, reasoning, origin) for query, answer, reasoning in samples]
 
 
 def _one_of(rng: np.random.Generator, *texts: str) -> str:

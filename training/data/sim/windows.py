@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.sample import Span
+from training.data.sim.sample import Span
 
 from .episode import Episode, load_episode
 from .phase import Phase, phase

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import numpy as np
 
-from training.data.sample import Provenance, Sample, Span
 from training.data.schema import CATEGORIES, QuestionKind
+from training.data.sim.sample import SimProvenance, SimSample, Span
 
 from ..physics.clip import Clip
 from ..physics.derive import PUZZLE_FRAMES, puzzle, reverse
@@ -83,7 +83,7 @@ def draw(clip: Clip, rng: np.random.Generator) -> tuple[Clip, Span]:
     return clip, Span(2 * int(rng.integers((clip.length - length) // 2 + 1)), length)
 
 
-def questions_for(clip: Clip, span: Span, rng: np.random.Generator) -> list[Sample]:
+def questions_for(clip: Clip, span: Span, rng: np.random.Generator) -> list[SimSample]:
     """All samples of one window; empty where nothing can be decided."""
     if span.last >= clip.length:
         raise ValueError(f"the clip has {clip.length} frames, the window ends at {span.last}")
@@ -97,5 +97,5 @@ def questions_for(clip: Clip, span: Span, rng: np.random.Generator) -> list[Samp
             asked += arrow_of_time.ask(clip, span, rng)
         for module in _COMMON_SENSE:
             asked += module.ask(clip, span, rng)
-    origin = Provenance("sim", clip.split, clip.seed, clip.scene, clip.plan, embodiment="")
-    return [Sample(span, q.query, q.answer, q.reasoning, origin, q.group) for q in asked]
+    origin = SimProvenance("sim", clip.split, clip.seed, clip.scene, clip.plan, embodiment="")
+    return [SimSample(span, q.query, q.answer, q.reasoning, origin, q.group) for q in asked]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.data.sample import Span
+from training.data.sim.sample import Span
 
 from ..physics.clip import Clip
 from ..physics.palette import COLOURS, SHAPES

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.sample import Span
+from training.data.sim.sample import Span
 
 from ..physics.clip import Clip
 from .motion import SEEN, extreme, first_true, named

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.data.sample import Span
+from training.data.sim.sample import Span
 
 from ..physics.clip import Clip
 from .motion import LYING, MOVED_PX, SEEN, STANDING, STILL_PX, in_view, named, pixel_speed

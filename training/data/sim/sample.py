@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training sample: a window of an episode and one question about it, whatever the source of the video."""
+"""What the simulator asks: a window of a recording and one question about it.
+
+``training.data.schema`` has the record that all sources of training data share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from cosmos_reason_node.types import Query
 
 
 @dataclass(frozen=True)
-class Provenance:
+class SimProvenance:
     """Where a sample comes from.
 
     Attributes:
@@ -51,7 +54,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SimSample:
     """One question about one window, with its answer.
 
     Attributes:
@@ -68,5 +71,5 @@ class Sample:
     query: Query
     answer: str
     reasoning: str
-    provenance: Provenance
+    provenance: SimProvenance
     group: str = ""
