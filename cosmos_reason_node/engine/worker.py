@@ -333,4 +333,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The engine is closed; taking the interpreter with torch apart would hold up the node's end by seconds.
+    os._exit(code)

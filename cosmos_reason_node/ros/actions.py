@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from cosmos_reason_msgs.action import Reason
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
 
 from ..errors import CosmosReasonError, ErrorCode
 from ..types import Source
-from .executor import caught
+from .executor import Resumer, caught
 from .messages import decision_msg, duration_msg, query_from, seconds
 from .services import NOT_ACTIVE, refused
 from .session import Session
 
 RESULT_KEPT_S = 300  # for clients that ask for the result late
+_FEEDBACK_KEPT = 100  # for clients that stand still for a while; one message is one or a few tokens
 
 
 class ReasonAction:
@@ -32,11 +35,13 @@ class ReasonAction:
     Args:
         node: its owner.
         session: the current session, None unless the node is active.
+        resumer: of the node.
     """
 
-    def __init__(self, node: Node, session: Callable[[], Session | None]) -> None:
+    def __init__(self, node: Node, session: Callable[[], Session | None], resumer: Resumer) -> None:
         self._node = node
         self._session = session
+        self._resumer = resumer
         self._tickets: dict[bytes, str] = {}  # goal id -> ticket id
         self._server = ActionServer(
             node,
@@ -45,6 +50,7 @@ class ReasonAction:
             execute_callback=self._execute,
             cancel_callback=self._cancel,
             result_timeout=RESULT_KEPT_S,
+            feedback_pub_qos_profile=QoSProfile(depth=_FEEDBACK_KEPT),
         )
 
     def destroy(self) -> None:
@@ -70,7 +76,7 @@ class ReasonAction:
                 source=Source.ACTION,
                 cameras=tuple(request.cameras),
                 deadline_s=seconds(request.deadline),
-                on_reply=replied.set_result,
+                on_reply=partial(self._resumer.set_result, replied),
                 on_text=caught(self._node, on_text),  # the client may have gone away
             )
             decision = await replied

@@ -6,6 +6,8 @@ executors cost. What was tried with it in rclpy 7.1 (tests/ros/test_executor.py 
 
 - works: timers, subscriptions, QoS events, services, clients, actions (feedback, cancel), coroutines that
   await futures, ``executor.create_task`` and ``Future.set_result`` from any thread (0.3 ms until it runs);
+- a coroutine that awaits a future is looked at again only after the next timer, message or service: let a
+  ``Resumer`` set the result;
 - ``spin()`` without a bound burns a core; with one (``spin``, below) the idle node takes 0.2 % of a core;
 - guard conditions are refused: wake the node with ``call_soon`` instead;
 - a service callback that is a coroutine function is not awaited: use ``create_async_service``;
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.context import Context
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -73,6 +76,29 @@ def call_soon(node: Node, callback: Callable[..., Any], *args: Any) -> None:
     executor = node.executor
     if executor is not None:
         executor.create_task(caught(node, callback), *args)
+
+
+class Resumer:
+    """Sets results for which coroutines wait, and has the executor go on with those at once.
+
+    Made and used in the executor's thread.
+
+    Args:
+        node: spun by that executor.
+    """
+
+    def __init__(self, node: Node) -> None:
+        # A timer that fires is one of the events after which the events executor looks at its tasks. It fires
+        # once for each time it is reset.
+        self._timer = node.create_timer(
+            1e-6, lambda: self._timer.cancel(), clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        self._timer.cancel()
+
+    def set_result(self, future: Future, result: Any) -> None:
+        """As ``future.set_result(result)``."""
+        future.set_result(result)
+        self._timer.reset()
 
 
 def create_async_service(

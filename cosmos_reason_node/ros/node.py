@@ -42,7 +42,7 @@ from ..errors import CosmosReasonError, ErrorCode
 from ..monitors import Task
 from .actions import ReasonAction
 from .diagnostics import Diagnostics
-from .executor import caught, make_executor, spin
+from .executor import Resumer, caught, make_executor, spin
 from .handover import EngineEvents
 from .messages import camera_msg, engine_fields, work_fields
 from .model_swap import ModelSwap, Served, stop_later
@@ -80,8 +80,11 @@ class ReasonNode(LifecycleNode):
         self._outlets = Outlets(self)
         self._diagnostics = Diagnostics(self)
         self._swap = ModelSwap(self._other_model, self._adopt)
-        self._service_servers = Services(self, lambda: self.session, self._publish_status, self._swap)
-        self._action = ReasonAction(self, lambda: self.session)
+        resumer = Resumer(self)
+        self._service_servers = Services(
+            self, lambda: self.session, self._publish_status, self._swap, resumer
+        )
+        self._action = ReasonAction(self, lambda: self.session, resumer)
         # Steady time: deadlines and heartbeats go on while simulated time stands still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(POLL_PERIOD_S, caught(self, self._poll), clock=self._steady)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cosmos_reason_msgs.srv import Capture, Correct, LoadModel, SetTask
@@ -17,7 +18,7 @@ from ..errors import CosmosReasonError, ErrorCode
 from ..monitors import Task
 from ..queries import refusal
 from ..types import Decision, Query, QueryKind, Source, Verdict
-from .executor import create_async_service
+from .executor import Resumer, create_async_service
 from .messages import decision_msg, model_msg, query_from, seconds
 from .model_swap import ModelSwap
 from .session import Session
@@ -33,6 +34,7 @@ class Services:
         session: the current session, None unless the node is active.
         changed: called when the status has changed.
         swap: loads other checkpoints.
+        resumer: of the node.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Services:
         session: Callable[[], Session | None],
         changed: Callable[[], None],
         swap: ModelSwap,
+        resumer: Resumer,
     ) -> None:
         self._node = node
         self._session = session
         self._changed = changed
         self._swap = swap
+        self._resumer = resumer
         create_async_service(node, LoadModel, "load_model", self._load_model, self._load_failed)
         create_async_service(node, QuerySrv, "query", self._query, self._query_failed)
         for name, srv_type, callback in (
@@ -66,7 +70,7 @@ class Services:
                 source=Source.SERVICE,
                 cameras=tuple(request.cameras),
                 deadline_s=seconds(request.deadline),
-                on_reply=replied.set_result,
+                on_reply=partial(self._resumer.set_result, replied),
             )
         except CosmosReasonError as error:
             replied.set_result(refused(self._node, request, Source.SERVICE, error))

@@ -18,7 +18,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 from std_srvs.srv import Trigger
 
-from cosmos_reason_node.ros.executor import call_soon, create_async_service, make_executor, spin
+from cosmos_reason_node.ros.executor import Resumer, call_soon, create_async_service, make_executor, spin
 
 pytestmark = pytest.mark.ros
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
 )
 def running(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Executor]]:
     context = Context()
-    rclpy.init(context=context, domain_id=84)
+    rclpy.init(context=context)
     executor = request.param(context)
     node = Node("tested", context=context)
     executor.add_node(node)
@@ -38,7 +38,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Executor]]:
     context.try_shutdown()
 
 
-def run_until(executor: Executor, met: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def run_until(executor: Executor, met: Callable[[], bool], timeout_s: float = 30.0) -> None:
     stop = Future()
     end = time.monotonic() + timeout_s
     while not met():
@@ -84,6 +84,21 @@ def test_services_answer_when_their_coroutines_are_done(running: tuple[Node, Exe
     assert {reply.result().message for reply in replies} == {"first", "second", "third"}
 
 
+def test_a_coroutine_goes_on_though_nothing_else_happens(running: tuple[Node, Executor]):
+    node, executor = running
+    resumer, gate, ended = Resumer(node), Future(executor=executor), Future()
+
+    async def wait() -> None:
+        ended.set_result(await gate)
+
+    executor.create_task(wait)
+    executor.spin_until_future_complete(gate, timeout_sec=0.5)  # it has begun
+    threading.Timer(0.3, call_soon, (node, resumer.set_result, gate, "the answer")).start()
+    executor.spin_until_future_complete(ended, timeout_sec=30.0)
+    assert ended.done()
+    assert ended.result() == "the answer"
+
+
 def test_a_service_replies_even_when_its_coroutine_fails(running: tuple[Node, Executor]):
     node, executor = running
 
@@ -116,7 +131,7 @@ def test_signals_end_spin_and_the_clean_up_runs(number: signal.Signals):
         import rclpy
         from rclpy.node import Node
         from cosmos_reason_node.ros.executor import make_executor, spin
-        rclpy.init(domain_id=84)
+        rclpy.init()
         executor, node = make_executor(), Node("tested")
         executor.add_node(node)
         node.create_timer(0.05, lambda: print("running", flush=True))

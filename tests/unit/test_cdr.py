@@ -3,7 +3,7 @@ import contextlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
@@ -76,6 +76,7 @@ def test_parameter_list_encoding_is_refused():
         cdr.read_stamp(b"\0\3\0\0" + image_cdr()[4:])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_rubbish_is_an_error_or_a_message_but_never_anything_else(rubbish: bytes):
     for start in (b"", b"\0\1\0\0", b"\0\0\0\0"):

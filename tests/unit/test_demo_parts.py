@@ -186,7 +186,7 @@ def python(code, executable="replay"):
 def test_a_process_that_fails_shows_the_end_of_its_log(tmp_path):
     with Processes(tmp_path, {"PATH": ""}) as processes:
         started = processes.start(python("print('line one'); raise SystemExit('no such camera')"))
-        started.process.wait(10.0)
+        started.process.wait(60.0)
         with pytest.raises(ProcessFailed, match=r"(?s)replay ended with exit code 1.*no such camera"):
             started.check(may_end=True)
 
@@ -194,7 +194,7 @@ def test_a_process_that_fails_shows_the_end_of_its_log(tmp_path):
 def test_a_process_may_end_only_where_that_is_expected(tmp_path):
     with Processes(tmp_path, {}) as processes:
         started = processes.start(python("pass"))
-        started.process.wait(10.0)
+        started.process.wait(60.0)
         started.check(may_end=True)
         with pytest.raises(ProcessFailed, match="exit code 0"):
             started.check()
@@ -203,16 +203,17 @@ def test_a_process_may_end_only_where_that_is_expected(tmp_path):
 def test_stopping_asks_first_and_kills_a_process_that_does_not_listen(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "cosmos_reason_node.demo.processes._STOP_STEPS",
-        ((signal.SIGINT, 0.3), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0)),
+        ((signal.SIGINT, 3.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0)),
     )
     ignore = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
     deaf = ignore + "print('up', flush=True)\ntime.sleep(60)"
     polite = (
-        "import time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
+        "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt: print('bye')"
     )
     with Processes(tmp_path, {}) as processes:
         started = [processes.start(python(deaf, "replay")), processes.start(python(polite, "reason_node"))]
-        end = time.monotonic() + 10.0
+        end = time.monotonic() + 60.0
         while any("up" not in s.log.read_text() for s in started) and time.monotonic() < end:
             time.sleep(0.02)
     assert started[0].process.returncode == -signal.SIGKILL

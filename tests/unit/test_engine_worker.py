@@ -15,7 +15,7 @@ from cosmos_reason_node.engine.wire import Decoder, KeptImages, Observe, send
 from cosmos_reason_node.errors import ErrorCode
 from tests import tiny_model
 
-WAIT_S = 60.0  # generous: nothing here waits for its bound unless it is broken
+WAIT_S = 300.0  # generous: nothing here waits for its bound unless it is broken
 
 
 @pytest.mark.parametrize("when", ["loading", "serving"])

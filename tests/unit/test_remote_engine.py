@@ -35,7 +35,7 @@ def server():
         yield script
 
 
-def engine(server, stall_s=1.0, **options) -> RemoteEngine:
+def engine(server, stall_s=WAIT_S, **options) -> RemoteEngine:
     spec = EngineSpec(str(NANO), kind="remote", remote_url=server.url, **options)
     return RemoteEngine(spec, read_model_spec(NANO), stall_s)
 
@@ -91,7 +91,7 @@ def test_an_answer_is_parsed_streamed_and_weighed(server):
     texts = [event for event in events if isinstance(event, Token) and event.text]
     assert "".join(event.text for event in texts) == "".join(bad_server.WELL)
     assert [event.thinking for event in texts] == [True, True, True, False, False]
-    assert 0 < events[-1].latency.first_token_s < 5
+    assert 0 < events[-1].latency.first_token_s < WAIT_S
 
 
 def test_without_thinking_the_assistant_s_turn_is_begun(server):
@@ -252,7 +252,7 @@ def test_a_character_that_comes_in_halves_is_put_together(server):
     ],
 )
 def test_what_servers_do_wrong_is_named_and_the_next_request_is_answered(server, change, reason):
-    remote = engine(server, stall_s=0.3)
+    remote = engine(server, stall_s=0.3 if change.get("fault") == "stall" else WAIT_S)
     for name, value in change.items():
         setattr(server, name, value)
     failed = ended(remote, request())[0]
@@ -260,15 +260,16 @@ def test_what_servers_do_wrong_is_named_and_the_next_request_is_answered(server,
     assert reason in failed.error_msg
     assert failed.error_code in (ErrorCode.ENGINE_FAILED, ErrorCode.BUSY)
     server.__dict__.update({**bad_server.BadServer().__dict__, "url": server.url})
+    remote.stall_s = WAIT_S
     assert isinstance(ended(remote, request())[0], Done)
 
 
 def test_a_deadline_ends_a_slow_answer(server):
-    server.pause_s = 0.3
+    server.pause_s = 60.0
     started = time.monotonic()
     events = list(engine(server).answer(request(deadline_s=0.4)))
     assert (events[-1].branch, events[-1].error_code) == (-1, ErrorCode.DEADLINE_EXCEEDED)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < WAIT_S
 
 
 @pytest.mark.parametrize("end", ["deadline", "close"])

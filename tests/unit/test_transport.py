@@ -40,7 +40,9 @@ def test_no_profile_without_its_file_or_room(monkeypatch: pytest.MonkeyPatch):
 def test_tuning_reaches_the_environment_and_the_heap_of_this_process():
     script = (
         "import os, sys, pathlib\n"
+        "from cosmos_reason_node.ros import transport\n"
         "from cosmos_reason_node.ros.transport import transport_env, tune_process\n"
+        "transport._shm_has_room = lambda: True\n"
         "assert tune_process(transport_env({}, pathlib.Path(sys.argv[1])))\n"
         "assert os.environ['FASTRTPS_DEFAULT_PROFILES_FILE'] == sys.argv[1]\n"
         # 20 MB lie in the heap now, below its end; before, they were a mapping of their own, far above it.

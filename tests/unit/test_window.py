@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_reason_node.types import Frame
@@ -134,6 +134,7 @@ def test_the_next_frame_stands_in_for_one_that_could_not_be_decoded():
     assert buffer.counters.lost == 1
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(st.integers(-3 * SECOND, 5 * SECOND), min_size=1, max_size=120),
     num_frames=st.sampled_from([2, 4, 8]),
