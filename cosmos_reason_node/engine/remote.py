@@ -238,7 +238,10 @@ class _Call:
         spec = engine.spec
         asked = remote_request(request, index, media, spec.remote_video, spec.default_think_tokens)
         query = request.queries[index]
-        self._said = RemoteText(query, asked.opened, request.free, asked.most, visual, spec.min_confidence)
+        calibration = engine.model.calibration(query.kind)
+        self._said = RemoteText(
+            query, asked.opened, request.free, asked.most, visual, spec.min_confidence, calibration
+        )
         self._first = 0.0
         self._body = asked.body
         self._pieces: deque[dict[str, Any] | CosmosReasonError | None] = deque()

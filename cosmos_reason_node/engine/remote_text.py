@@ -42,13 +42,21 @@ class RemoteText:
         most: tokens that the server may write.
         visual: tokens that the frames alone are.
         min_confidence: probability under which a verdict is UNKNOWN.
+        calibration: temperature of probabilities, as in ``sampling.choose``.
     """
 
     def __init__(
-        self, query: Query, opened: str, free: bool, most: int, visual: int, min_confidence: float
+        self,
+        query: Query,
+        opened: str,
+        free: bool,
+        most: int,
+        visual: int,
+        min_confidence: float,
+        calibration: float = 1.0,
     ) -> None:
         self._query, self._free, self._most, self._visual = query, free, most, visual
-        self._min_confidence = min_confidence
+        self._min_confidence, self._calibration = min_confidence, calibration
         self._opened, self._thoughts, self._content = opened, "", ""
         # Per token: where it ends in the content, and the likeliest tokens in its place.
         self._tops: list[tuple[int, list[tuple[str, float]]]] = []
@@ -188,6 +196,7 @@ class RemoteText:
                 masses = [
                     sum(math.exp(value) for token, value in tops if token.strip() in side) for side in sides
                 ]
+                masses = [mass ** (1 / self._calibration) for mass in masses]
                 if sum(masses) > 0:
                     return min(1.0, masses[index] / sum(masses))
         return None

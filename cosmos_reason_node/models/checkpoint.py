@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..errors import CosmosReasonError, ErrorCode
 from .spec import CONFIG, HYBRID_ARCHITECTURE, OWN, PREPROCESSOR, TOKENIZER, invalid, read_json
 
 SINGLE = "model.safetensors"
@@ -93,6 +94,14 @@ def check_files(directory: Path) -> list[Path]:
         CosmosReasonError: MODEL_INVALID, naming the file.
     """
     config = read_json(directory / CONFIG)
+    if config.get("quantization_config"):
+        method = config["quantization_config"]
+        method = method.get("quant_method", "?") if isinstance(method, dict) else method
+        raise CosmosReasonError(
+            ErrorCode.MODEL_INVALID,
+            f"the weights of {directory} are quantised ({method}), which the engine does not read: take the "
+            "checkpoint in bfloat16 with quantize:=int8 or int4, or serve this one and use engine:=remote",
+        )
     if HYBRID_ARCHITECTURE not in (config.get("architectures") or []):
         try:
             _check_attention(directory / CONFIG, config.get("text_config") or config)

@@ -361,8 +361,8 @@ def attend(query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor, scale: flo
     query = query.view(rows, length, heads, groups, channels).permute(0, 2, 3, 1, 4)
     by_row = query.reshape(rows * heads, among, channels)
     by_head = by_row.view(*apart, channels).permute(1, 2, 0, 3, 4).reshape(prefixes * heads, -1, channels)
-    on_prefix = torch.bmm(by_head, prefix[0].transpose(1, 2)).view(*joint, -1).permute(2, 0, 1, 3, 4)
-    on_own = torch.bmm(by_row, own[0].transpose(1, 2)).view(*apart, -1)
+    on_prefix = _scores(by_head, prefix[0]).view(*joint, -1).permute(2, 0, 1, 3, 4)
+    on_own = _scores(by_row, own[0]).view(*apart, -1)
     scores = torch.cat((on_prefix, on_own), -1).view(rows, heads, among, -1)
     weights = torch.add(hides, scores, alpha=scale).softmax(-1).to(query.dtype)
     to_prefix = weights[..., :at].view(*apart, at).permute(1, 2, 0, 3, 4)
@@ -372,6 +372,17 @@ def attend(query: Tensor, prefix: Tensor, own: Tensor, hides: Tensor, scale: flo
     sums = sums + of_prefix.permute(2, 0, 1, 3, 4)
     sums = sums.view(rows, heads, groups, length, channels)
     return sums.permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
+
+
+def _scores(query: Tensor, keys: Tensor) -> Tensor:
+    """Products of (N, R, C) queries and (N, S, C) keys, in float32 whatever their precision.
+
+    Biases of Qwen2.5's projections make some heads' products exceed 65,504: more than float16 holds, and
+    where a step of bfloat16 is 256, which after scaling is worth 22 nats.
+    """
+    if query.is_cuda and query.dtype != torch.float32:
+        return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(query.float(), keys.float().transpose(1, 2))
 
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

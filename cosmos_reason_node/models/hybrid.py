@@ -58,6 +58,10 @@ def config_56b() -> InternVLConfig:
     return config
 
 
+# transformers knows InternVL's saved names for its own class alone, not for one that is made of it.
+_RENAMED = {r"^language_model\.lm_head": "lm_head"}
+
+
 class HybridNetwork(InternVLForConditionalGeneration):
     """transformers' InternVL with an MLP of the width that the configuration says."""
 
@@ -150,5 +154,7 @@ class HybridModel(LoadedModel):
 def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> HybridModel:
     """Load a hybrid checkpoint directory; arguments and errors as those of qwen2_5_vl.load."""
     return HybridModel(
-        *load_parts(HybridNetwork, Path(model_dir).expanduser(), read_model_spec(model_dir), device, dtype)
+        *load_parts(
+            HybridNetwork, Path(model_dir).expanduser(), read_model_spec(model_dir), device, dtype, _RENAMED
+        )
     )

@@ -16,6 +16,7 @@ and read alike.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,8 +159,12 @@ def _chunk(
 
 def _kernel(values: Tensor) -> Any:
     """mamba-ssm's scan on a GPU, where that package is installed; else None."""
-    if not values.is_cuda:
-        return None
+    return _mamba_ssm() if values.is_cuda else None
+
+
+@functools.cache  # Python does not remember that an import failed, and looks for the package anew each time
+def _mamba_ssm() -> Any:
+    """The scan of mamba-ssm; None where it is not installed."""
     try:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except ImportError:

@@ -11,7 +11,7 @@ Axes: B batch, L tokens, D hidden size, N visual tokens, V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,12 @@ def load(model_dir: str | Path, device: str = "auto", dtype: str = "auto") -> Lo
 
 
 def load_parts(
-    kind: Any, directory: Path, spec: ModelSpec, device: str, dtype: str
+    kind: Any,
+    directory: Path,
+    spec: ModelSpec,
+    device: str,
+    dtype: str,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Any, TextTokenizer, ModelSpec, str]:
     """What a LoadedModel is made of, checked.
 
@@ -188,6 +193,7 @@ def load_parts(
         spec: read from it.
         device: as ``load`` has it.
         dtype: as ``load`` has it.
+        renamed: tensors that the checkpoint has by other names: regular expression -> name in the network.
 
     Returns:
         Network, tokenizer, ``spec`` and digest.
@@ -197,7 +203,7 @@ def load_parts(
     of_weights = choose_dtype(dtype, where)
     with _Digest(directory) as model_digest:
         tokenizer = TextTokenizer(directory / TOKENIZER)
-        network = _load_network(kind, directory, where, of_weights)
+        network = _load_network(kind, directory, where, of_weights, renamed)
         _check_tokenizer(directory, tokenizer, spec, network)
         _check_finite(directory, network)
     return network.eval(), tokenizer, spec, model_digest.value
@@ -263,7 +269,9 @@ class _Digest:
             raise self._error
 
 
-def _load_network(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_network(
+    kind: Any, directory: Path, device: torch.device, dtype: torch.dtype, renamed: Mapping[str, str] | None
+) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -275,6 +283,7 @@ def _load_network(kind: Any, directory: Path, device: torch.device, dtype: torch
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
+            key_mapping=dict(renamed) if renamed else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below, which is an error too
         )

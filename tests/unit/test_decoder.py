@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from cosmos_reason_node.models.decoder import Decoder, rotate
+from cosmos_reason_node.models.decoder import Decoder, attend, hidden_places, rotate
 from tests import tiny_model
 
 
@@ -116,3 +116,18 @@ def test_changed_weights_are_seen(network, join):
         after = decoder.new_prefix(10)
         decoder.read(shared, positions, after)
     assert not torch.allclose(before.cache[0, 0], after.cache[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_as_large_as_qwen_s_biases_make_them_lose_nothing_in_half_precision(dtype):
+    """Some heads' products exceed 65,504; what tells keys apart is a few units of that."""
+    torch.manual_seed(0)
+    channels, room, length, scale = 128, 8, 2, 128**-0.5
+    query, prefix, own = (
+        torch.randn(shape).to(dtype)
+        for shape in ((1, length, 4, channels), (2, 2, 6, channels), (2, 2, room, channels))
+    )
+    query[..., -1], prefix[0, ..., -1], own[0, ..., -1] = 250.0, 280.0, 280.0  # 70,000 on every product
+    hides = hidden_places(torch.tensor([[3, 4]]), 6, room, 6, 2)
+    exact = attend(query.float(), prefix.float(), own.float(), hides, scale)
+    assert (attend(query, prefix, own, hides, scale).float() - exact).abs().max() < 0.02

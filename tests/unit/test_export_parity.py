@@ -126,6 +126,18 @@ def test_the_graphs_of_a_7b_slice(tmp_path, dtype, bound):
     assert difference(np.concatenate((first, second, third)), hidden) <= bound
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_large_scores_lose_nothing_in_half_precision(opset, dtype):
+    """Some heads of Qwen2.5 have products of queries and keys of more than 65,504."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 6, 128).to(dtype) for heads in (4, 2, 2))
+    query[..., -1], key[..., -1] = 250.0, 280.0
+    mask = torch.zeros(1, 1, 6, 6).masked_fill_(torch.ones(6, 6).triu(1).bool(), -math.inf)
+    exact = ATTENTION[18](query.float(), key.float(), value.float(), mask)
+    assert (ATTENTION[opset](query, key, value, mask.to(dtype)).float() - exact).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(("precision", "opset", "bound"), [("fp32", 18, 1e-4), ("fp16", 23, 2e-2)])
 def test_nano_s_features_and_logits(precision, opset, bound):
     model = qwen2_5_vl.load(NANO, device="cpu", dtype="float32")

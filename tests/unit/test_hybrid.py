@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hybrid family: InternViT, PixelShuffle, MLP and Nemotron-H, against transformers, and in the engine."""
 
+import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import InternVLForConditionalGeneration
 
 from cosmos_reason_node import prompt
 from cosmos_reason_node.engine.base import Failed, Request, Sampling
@@ -231,8 +235,22 @@ def test_the_node_loads_it_and_refuses_what_it_cannot_do(directory):
     assert caught.value.code == ErrorCode.INVALID_REQUEST
 
 
+def test_a_checkpoint_that_transformers_own_class_saved(directory, model, tmp_path):
+    plain = InternVLForConditionalGeneration(model.network.config)
+    plain.model.multi_modal_projector = copy.deepcopy(model.network.model.multi_modal_projector)
+    plain.load_state_dict(model.network.state_dict())
+    plain.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as saved:
+        assert "language_model.lm_head.weight" in set(saved.keys()), "another name than the network's own"
+    for name in ("tokenizer.json", "cosmos_reason.json"):
+        shutil.copy(directory / name, tmp_path)
+    again = load(tmp_path, device="cpu").network.state_dict()
+    assert again.keys() == model.network.state_dict().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.network.state_dict().items())
+
+
 def test_broken_checkpoints(directory, tmp_path):
-    def copy(name, **changes):
+    def copied(name, **changes):
         target = tmp_path / name
         target.mkdir()
         for file in directory.iterdir():
@@ -241,16 +259,16 @@ def test_broken_checkpoints(directory, tmp_path):
         (target / "config.json").write_text(json.dumps(config | changes))
         return target, config
 
-    target, config = copy("qwen", text_config={"model_type": "qwen2"})
+    target, config = copied("qwen", text_config={"model_type": "qwen2"})
     with pytest.raises(CosmosReasonError, match="around qwen2"):
         read_model_spec(target)
-    target, _ = copy("flat", vision_config=config["vision_config"] | {"image_size": [56, 84]})
+    target, _ = copied("flat", vision_config=config["vision_config"] | {"image_size": [56, 84]})
     with pytest.raises(CosmosReasonError, match="image_size must be square"):
         read_model_spec(target)
-    target, _ = copy("wide", projector_hidden_size=64)
+    target, _ = copied("wide", projector_hidden_size=64)
     with pytest.raises(CosmosReasonError, match="wrong shape"):
         load(target, device="cpu")
-    target, _ = copy("token", image_token_id=3)
+    target, _ = copied("token", image_token_id=3)
     with pytest.raises(CosmosReasonError, match="video_pad"):
         load(target, device="cpu")
 

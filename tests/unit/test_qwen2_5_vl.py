@@ -319,6 +319,14 @@ def test_control_ids_cover_what_text_never_holds(model):
     assert np.all([model.tokenizer.texts[i] != "" for i in range(len(model.tokenizer))])
 
 
+def test_quantised_weights_are_named_with_what_can_be_done(copy):
+    edit(copy / "config.json", lambda value: value.update(quantization_config={"quant_method": "awq"}))
+    error = load_error(copy)
+    assert error.code is ErrorCode.MODEL_INVALID
+    for piece in (str(copy), "(awq)", "quantize:=int8", "engine:=remote"):
+        assert piece in error.message
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -109,6 +109,16 @@ def test_without_thinking_the_assistant_s_turn_is_begun(server):
     assert ended(engine(server), request(OPTIONS))[0].answer.verdict is Verdict.UNKNOWN
 
 
+def test_confidence_is_calibrated_as_the_checkpoint_says(server):
+    """2/3 and 1/3 at temperature 2, which keeps the order: as sampling.choose has it."""
+    server.pieces = ("A", "\n</answer>")
+    server.logprobs = {"A": math.log(0.6), "B": math.log(0.3)}
+    asking = engine(server)
+    asking.model = dataclasses.replace(asking.model, temperature={"next_action": 2.0})
+    answer = ended(asking, request(OPTIONS))[0].answer
+    assert (answer.answer, answer.confidence) == ("A", pytest.approx(2**0.5 / (2**0.5 + 1)))
+
+
 def test_a_server_without_log_probabilities_is_believed_as_little_as_may_be(server):
     server.logprobs = {}
     answer = ended(engine(server, min_confidence=0.6), request())[0].answer

@@ -19,7 +19,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Matrix products and a softmax: operators of any opset, the pattern that TensorRT fuses.
 
-    Key/value heads are never repeated: the query heads that share one are rows of the same product.
+    Key/value heads are never repeated: the query heads that share one are rows of the same product. Scores
+    are formed in float32: biases of Qwen2.5's projections make some larger than float16 holds, and so large
+    that bfloat16 rounds them by tens of nats.
     """
     batch, heads, rows, channels = query.shape
     groups = key.shape[1]
@@ -28,7 +30,7 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         query = query.reshape(batch, groups, shared, rows, channels)
         key, value = key[:, :, None], value[:, :, None]
         mask = mask if mask is None else mask[:, :, None]
-    scores = (query * channels**-0.5) @ key.transpose(-1, -2)
+    scores = (query.float() * channels**-0.5) @ key.float().transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
