@@ -107,15 +107,30 @@ class Process:
         values = "".join(f"    {key}: {_yaml(value)}\n" for key, value in self.parameters.items())
         # Under both names: of two entries for a node, rcl takes the name that appeared later in any file.
         text = "".join(f"{name}:\n  ros__parameters:\n{values}" for name in ("/**", self.node_path))
-        directory = Path(tempfile.gettempdir()) / f"cosmos_reason-{os.getuid()}"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-            raise PermissionError(f"{directory} belongs to someone else; remove it or set TMPDIR")
-        path = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+        path = _parameter_directory() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
         return path
+
+
+def _parameter_directory() -> Path:
+    """A directory of this user that outlives the launch: a node that is respawned reads its file again.
+
+    Systems clean their temporary directory of what was not read for days; it is taken where there is no home.
+    """
+    directory = Path(os.environ.get("ROS_HOME") or "~/.ros").expanduser() / "cosmos_reason_launch"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        pass
+    directory = Path(tempfile.gettempdir()) / f"cosmos_reason-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+        raise PermissionError(f"{directory} belongs to someone else; remove it or set TMPDIR")
+    return directory
 
 
 def reason(

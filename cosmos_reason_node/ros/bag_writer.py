@@ -23,6 +23,9 @@ from .definitions import Definition
 
 # Bytes a torn bag can lose. Images are larger, so that each makes a chunk of its own.
 _CHUNK_BYTES = 65536
+# The disk is waited for this often, not once at the end for whatever the kernel has put off until then (30 s
+# of raw images): the writing thread would not be back before its queue is full, or the process has ended.
+_SYNC_BYTES = 16 << 20
 # What a message takes in the file beside its bytes: record headers and index entries.
 _RECORD_OVERHEAD = 128
 HASH_KEY, QOS_KEY = "topic_type_hash", "offered_qos_profiles"
@@ -157,6 +160,7 @@ class _Stream:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._size = 0
+        self._unsynced = 0
 
     def write(self, data: bytes) -> int:
         view = memoryview(data)
@@ -167,6 +171,10 @@ class _Stream:
             self._file.truncate(self._size)  # half a record would hide those after it from a repair
             raise
         self._size += len(data)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNC_BYTES:
+            self._unsynced = 0
+            os.fdatasync(self._file.fileno())
         return len(data)
 
     def tell(self) -> int:

@@ -37,6 +37,7 @@ from .convert import Converted, SizeRule, convert_compressed, convert_image
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 NO_STAMP = "header.stamp is zero or invalid: let the driver fill in the time of capture"
 _WATCH_S = 0.5
+_MOST_LOOKS = 4
 # (topic, serialized message): see Recorder.record.
 Tap = Callable[[str, bytes], None]
 
@@ -79,8 +80,9 @@ class Camera:
     """Subscription of one camera that fills a window's buffer.
 
     Used from the executor's thread only. Twice a second it looks for publishers that came or went, and
-    subscribes again when another reliability fits them better. The old subscription stays until the next
-    look, because the new one hears nobody at first; what both bring counts once.
+    subscribes again when another reliability fits them better. The old subscription stays until the new one
+    has brought a message, or for a few looks, because the new one hears nobody at first; what both bring
+    counts once.
 
     Args:
         node: owner of the subscription.
@@ -130,8 +132,9 @@ class Camera:
         self._last_error = ""
         self._rate = 0.0
         self._rate_from = (time.monotonic(), 0)
-        self._retired: Subscription | None = None
+        self._retired: list[Subscription] = []
         self._subscriptions = 0  # made so far
+        self._looks = 0  # since the last was made
         # Messages since the last look, or since the one before a change of subscriptions, which may bring one
         # twice: stamp, or hash without one -> number of the subscription that brought it.
         self._brought: dict[int, int] = {}
@@ -185,8 +188,11 @@ class Camera:
         """Destroy the subscription."""
         self._node.destroy_timer(self._watch)
         self._node.destroy_subscription(self._subscription)
-        if self._retired is not None:
-            self._node.destroy_subscription(self._retired)
+        self._destroy_retired()
+
+    def _destroy_retired(self) -> None:
+        while self._retired:
+            self._node.destroy_subscription(self._retired.pop())
 
     def _subscribe(self, reliable: bool) -> Subscription:
         self._profile = qos.image_qos(reliable, self._depth)
@@ -204,10 +210,10 @@ class Camera:
         )
 
     def _match_publishers(self) -> None:
-        before, changed = self._fit, self._retired is not None
-        if self._retired is not None:
-            self._node.destroy_subscription(self._retired)
-            self._retired = None
+        before, changing = self._fit, bool(self._retired)
+        self._looks += 1
+        if self._looks >= _MOST_LOOKS or self._subscriptions in self._brought.values():
+            self._destroy_retired()
         offers = qos.offers_of(self._node, self.topic)
         self._fit = qos.fit(offers, self.topic, self.type, self._reliability)
         for problem in self._fit.problems:
@@ -216,8 +222,9 @@ class Camera:
         # Compared with what is in use: nobody to ask, for a moment, is no reason to forget it.
         in_use = self._profile.reliability == ReliabilityPolicy.RELIABLE
         if offers and self._fit.reliable != in_use:
-            self._retired, self._subscription = self._subscription, self._subscribe(self._fit.reliable)
-        elif not changed:
+            self._retired.append(self._subscription)
+            self._subscription, self._looks = self._subscribe(self._fit.reliable), 0
+        elif not changing:
             self._brought.clear()
 
     def _on_message(self, subscription: int, serialized: bytes) -> None:

@@ -143,7 +143,7 @@ def convert_compressed(image: CompressedImage, size_rule: SizeRule) -> Converted
         )
     head = bytes(data[:24])
     if head.startswith(b"\xff\xd8"):
-        return _jpeg(data, size_rule)
+        return _jpeg(data, image.format, size_rule)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data, head, image.format, size_rule)
     raise _bad(f"compressed format {image.format!r} is not JPEG or PNG; set the publisher's format to jpeg")
@@ -186,13 +186,17 @@ def _depth_to_8_bit(depth: np.ndarray, per_m: float) -> np.ndarray:
     return cv2.convertScaleAbs(depth, alpha=255.0 / (DEPTH_RANGE_M * per_m))
 
 
-def _jpeg(data: memoryview, size_rule: SizeRule) -> Converted:
+def _jpeg(data: memoryview, declared: str, size_rule: SizeRule) -> Converted:
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise _bad(f"the JPEG's header cannot be read ({error}); check the camera driver") from error
     size = _wanted_size(size_rule, height, width)
+    bayer = _mosaic(declared) if colours == "Gray" else None
     try:
+        if bayer is not None:  # shrinking would mix its colours
+            grey = simplejpeg.decode_jpeg(data, "GRAY")
+            return Converted(resize(cv2.cvtColor(grey, bayer), size), "jpeg", height, width)
         # libjpeg shrinks by eighths while it decodes, which is cheap. It is asked for twice the size wanted:
         # the averaging that is left to resize() then decides the numbers, as it does for raw images.
         rgb = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * size[0], min_width=2 * size[1])
@@ -216,8 +220,22 @@ def _png(data: memoryview, head: bytes, declared: str, size_rule: SizeRule) -> C
         depth = declared.startswith("16UC1")
         pixels = _depth_to_8_bit(pixels, 1000.0) if depth else cv2.convertScaleAbs(pixels, alpha=_UINT16_TO_8)
     color = {2: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
-    rgb = cv2.cvtColor(pixels, color[2 if pixels.ndim == 2 else pixels.shape[2]])
+    grey = pixels.ndim == 2
+    bayer = _mosaic(declared) if grey else None
+    rgb = cv2.cvtColor(pixels, color[2 if grey else pixels.shape[2]] if bayer is None else bayer)
     return Converted(resize(rgb, size), "png", height, width)
+
+
+def _mosaic(declared: str) -> int | None:
+    """What makes RGB of one channel that is a Bayer camera's mosaic; None when it is grey.
+
+    compressed_image_transport sends the mosaic as it is where ``format`` names it and no other encoding after
+    it: "bayer_rggb8; png compressed ", "bayer_rggb8; jpeg compressed bayer_rggb8".
+    """
+    source, _, rest = declared.partition(";")
+    sent = rest.partition("compressed")[2].strip() or source.strip()
+    encoding = ENCODINGS.get(sent)
+    return encoding.color if encoding is not None and sent.startswith("bayer_") else None
 
 
 def _wanted_size(size_rule: SizeRule, height: int, width: int) -> tuple[int, int]:

@@ -29,7 +29,8 @@ def launch_node(process: Process, **options: Any) -> Node:
         ros_arguments=["--log-level", process.log_level],
         additional_env=dict(process.env),
         output="screen",
-        **options,
+        # Bags are completed and the engine is ended first, which takes longer than launch's 5 s allow.
+        **{"sigterm_timeout": "20", "sigkill_timeout": "5", **options},
     )
 
 

@@ -42,6 +42,7 @@ from ..video import CameraDevice, VideoError, VideoFile, shrink
 MAX_LATE_S = 0.25
 # Longest wait for subscribers to confirm the last images (reliable publishers), seconds.
 ACK_TIMEOUT_S = 2.0
+_SETTLE_S = 0.3
 # Period of /clock between frames, seconds.
 CLOCK_PERIOD_S = 0.01
 
@@ -215,6 +216,8 @@ class Replay(Node):
                     )
                 return
             self._spin_until(min(end_s, time.monotonic() + 0.05))
+        if limit_s and count:  # a publisher knows of its subscribers before each of them knows of it
+            self._spin_until(time.monotonic() + _SETTLE_S)
 
     def _spin_until(self, due_s: float) -> None:
         """Serve parameters, signals and ``/clock`` until ``due_s`` on the monotonic clock."""
@@ -224,7 +227,8 @@ class Replay(Node):
             if self._clock_publisher is None:
                 self._executor.spin_once(timeout_sec=left_s)
                 continue
-            played_s = max(0.0, time.monotonic() - self._start_s) * self._value("rate")
+            # Not beyond the frame that is due: its stamp must not step back.
+            played_s = max(0.0, min(time.monotonic(), due_s) - self._start_s) * self._value("rate")
             self._publish_clock(self._clock_publisher, self._start_ns + round(played_s * 1e9))
             self._executor.spin_once(timeout_sec=min(left_s, CLOCK_PERIOD_S))
 

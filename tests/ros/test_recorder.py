@@ -25,7 +25,7 @@ from std_msgs.msg import String
 
 from cosmos_reason_node.errors import CosmosReasonError, ErrorCode
 from cosmos_reason_node.ros import bag_repair
-from cosmos_reason_node.ros.bag_writer import BagTopic, BagWriter  # noqa: F401 - used by the scripts
+from cosmos_reason_node.ros.bag_writer import BagTopic, BagWriter
 from cosmos_reason_node.ros.cdr import read_stamp
 from cosmos_reason_node.ros.definitions import definition_of
 from cosmos_reason_node.ros.disk_budget import DiskBudget
@@ -407,6 +407,29 @@ def test_a_killed_writer_leaves_all_but_the_last_moments(tmp_path: Path):
     assert len(messages) - len(notes) >= 28
     assert bag_repair.main([str(tmp_path / "bag")]) == 0  # a whole bag stays as it is
     assert read(tmp_path / "bag") == messages
+
+
+def test_the_disk_is_waited_for_on_the_way_and_not_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a disk that is fast enough holds up the thread at the end until its queue is full."""
+    waited: list[int] = []
+
+    def wait(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if size > 100_000:  # metadata.yaml is smaller
+            waited.append(size)
+
+    monkeypatch.setattr(os, "fdatasync", wait)
+    monkeypatch.setattr(os, "fsync", wait)
+    writer = BagWriter(tmp_path / "bag")
+    camera = BagTopic(CAMERA, definition_of(IMAGE))
+    for i in range(60):
+        writer.write(camera, bytes(1_000_000), 1 + i)
+    writer.close()
+    assert waited[-1] > 60_000_000
+    assert max(np.diff([0, *waited])) < 20_000_000, "what one wait is about"
+    assert len(waited) < 8
 
 
 def test_repair_refuses_what_is_no_bag(tmp_path: Path):

@@ -229,6 +229,36 @@ def test_png_in_gray_and_depth():
     )
 
 
+@pytest.mark.parametrize(
+    ("suffix", "declared"),
+    [
+        (".jpg", "bayer_rggb8; jpeg compressed bayer_rggb8"),
+        (".jpg", "bayer_rggb8; jpeg compressed "),
+        (".png", "bayer_rggb8; png compressed "),
+    ],
+)
+def test_a_compressed_mosaic_has_colours(suffix: str, declared: str):
+    """A red and a blue half, as image_transport sends them for a Bayer camera: one channel."""
+    mosaic = np.full((96, 128), 20, np.uint8)
+    mosaic[0::2, 0:64:2], mosaic[1::2, 65::2] = 230, 230
+    data = cv2.imencode(suffix, mosaic, [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else [])[1]
+    rgb = convert_compressed(compressed(data.tobytes(), declared), lambda h, w: (24, 32)).rgb
+    np.testing.assert_allclose(rgb[4:20, 2:13].mean((0, 1)), (230, 20, 20), atol=12)
+    np.testing.assert_allclose(rgb[4:20, 19:30].mean((0, 1)), (20, 20, 230), atol=12)
+    grey = convert_compressed(
+        compressed(data.tobytes(), declared.split(";")[0] + "; jpeg compressed mono8"), as_is
+    )
+    assert (grey.rgb[..., 0] == grey.rgb[..., 2]).all(), "the publisher says that it has converted it"
+
+
+def test_a_16_bit_mosaic_as_png():
+    mosaic = np.full((96, 128), 20, np.uint16)
+    mosaic[0::2, 0::2] = 230
+    data = cv2.imencode(".png", mosaic * 257)[1].tobytes()
+    rgb = convert_compressed(compressed(data, "bayer_rggb16; png compressed "), as_is).rgb
+    np.testing.assert_allclose(rgb[10:80, 10:100].mean((0, 1)), (230, 20, 20), atol=2)
+
+
 JPEG = simplejpeg.encode_jpeg(scene(96, 128))
 PNG = cv2.imencode(".png", scene(96, 128))[1].tobytes()
 
