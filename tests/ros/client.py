@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import threading
 import time
@@ -49,11 +50,21 @@ class Client:
         self.node = rclpy.create_node("test_client", context=self._context, namespace=namespace)
         self.decisions: list[Decision] = []
         self.statuses: list[Status] = []
-        self.diagnostics: dict[str, DiagnosticStatus] = {}
+        self.diagnostics: dict[str, DiagnosticStatus] = collections.defaultdict(
+            lambda: DiagnosticStatus(level=DiagnosticStatus.STALE)
+        )
         self.node.create_subscription(Decision, "decisions", self.decisions.append, 100)
         self.node.create_subscription(Status, "status", self.statuses.append, LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 10)
         self._reason = ActionClient(self.node, Reason, "reason")
+        # Beside the action client, which forgets the feedback that lies in the queue when the result comes.
+        self.feedback: dict[bytes, list[Reason.Feedback]] = collections.defaultdict(list)
+        self.node.create_subscription(
+            Reason.Impl.FeedbackMessage,
+            "reason/_action/feedback",
+            lambda message: self.feedback[bytes(message.goal_id.uuid)].append(message.feedback),
+            1000,
+        )
         self._clients: dict[str, Any] = {}
         self._cameras: list[CameraSource] = []
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -74,7 +85,7 @@ class Client:
         """The newest status."""
         return self.statuses[-1] if self.statuses else Status()
 
-    def ready(self, timeout_s: float = 90.0) -> Status:
+    def ready(self, timeout_s: float = 300.0) -> Status:
         """Wait until the node's engine is ready and its cameras are subscribed."""
         until(lambda: self.status.engine_state == READY and self.status.cameras, "ready", timeout_s)
         return self.status
@@ -140,15 +151,15 @@ class Goal:
 
     def __init__(self, client: Client, action: ActionClient, goal: Reason.Goal) -> None:
         self._client = client
-        self.feedback: list[Reason.Feedback] = []
-        sent = client.from_executor(
-            lambda: action.send_goal_async(
-                goal, feedback_callback=lambda msg: self.feedback.append(msg.feedback)
-            )
-        )
+        sent = client.from_executor(lambda: action.send_goal_async(goal))
         self._handle = client.result(sent, 30.0, "goal response")
         assert self._handle.accepted
         self._result = client.from_executor(self._handle.get_result_async)
+
+    @property
+    def feedback(self) -> list[Reason.Feedback]:
+        """So far."""
+        return self._client.feedback[bytes(self._handle.goal_id.uuid)]
 
     @property
     def done(self) -> bool:
@@ -175,6 +186,7 @@ class CameraSource:
         rate: images per second.
         height, width: pixels.
         reliable: offered reliability.
+        depth: images that the middleware keeps.
         jpeg: publish sensor_msgs/CompressedImage instead (end ``topic`` in /compressed).
         now_ns: clock of the stamps.
 
@@ -192,11 +204,12 @@ class CameraSource:
         height: int = 120,
         width: int = 160,
         reliable: bool = True,
+        depth: int = 8,
         jpeg: bool = False,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        qos = QoSProfile(depth=8, reliability=reliability)
+        qos = QoSProfile(depth=depth, reliability=reliability)
         self.publisher = client.node.create_publisher(CompressedImage if jpeg else Image, topic, qos)
         self._now_ns = now_ns
         self.spoil: Any = None

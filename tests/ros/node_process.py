@@ -29,7 +29,7 @@ def tiny_model() -> Path:
     """A checkpoint of random weights, with room for long reasoning; made once per test process."""
     directory = Path(tempfile.mkdtemp(prefix="cosmos_reason_tiny_"))
     # In a process of its own: this one has no use for torch.
-    subprocess.run([sys.executable, "-m", "tests.tiny_model", directory], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-m", "tests.tiny_model", directory], check=True, cwd=ROOT, timeout=600)
     config = json.loads((directory / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 16384
     (directory / "config.json").write_text(json.dumps(config))
@@ -53,7 +53,9 @@ class NodeProcess:
         use_sim_time: bool = False,
         **settings: Any,
     ) -> None:
-        settings = {"model": str(tiny_model()), "threads": 1, **settings}
+        if "model" not in settings:
+            settings["model"] = str(tiny_model())
+        settings.setdefault("threads", 1)
         process = deployment.reason(settings, parameter_files=parameter_files, use_sim_time=use_sim_time)
         self._log = log
         with log.open("wb") as output:

@@ -20,7 +20,7 @@ from tests.ros.node_process import ROOT, tiny_model
 
 pytestmark = pytest.mark.ros
 
-TIMEOUT_S = 180.0
+TIMEOUT_S = 600.0
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -112,7 +112,8 @@ def test_arguments_win_over_the_parameter_file_and_the_file_over_defaults(client
 @pytest.mark.launch(fixture=description)
 def test_the_replayed_episode_is_answered(client):
     # A set: a client of the tests before is known for a while after it has gone.
-    assert set(client.node.get_node_names()) == {"cosmos_reason", "replay", "test_client"}
+    names = {"cosmos_reason", "replay", "test_client"}
+    until(lambda: set(client.node.get_node_names()) == names, "the nodes")
     until(lambda: client.decisions, "a decision")
     decision = client.decisions[-1]
     assert decision.error_code == 0, decision.error_msg

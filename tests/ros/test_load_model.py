@@ -22,7 +22,7 @@ def other(tmp_path_factory):
     """A checkpoint with other weights and another frame size."""
     directory = tmp_path_factory.mktemp("other") / "retrained"
     subprocess.run(
-        [sys.executable, "-m", "tests.tiny_model", directory, "1"], check=True, cwd=ROOT, timeout=120
+        [sys.executable, "-m", "tests.tiny_model", directory, "1"], check=True, cwd=ROOT, timeout=600
     )
     own = directory / "cosmos_reason.json"
     own.write_text(own.read_text().replace("84", "112"))
@@ -89,7 +89,7 @@ def test_a_model_that_works_is_swapped_in(client, node, other, bags):
     client.call(SetTask, "set_task", task="open the drawer")
     capture = client.call(Capture, "capture", before=0.0, after=500.0, label="across")
     assert capture.error_code == ErrorCode.NONE, capture.error_msg
-    response = client.call(LoadModel, "load_model", path=str(other))
+    response = client.call(LoadModel, "load_model", 300.0, path=str(other))
     assert response.error_code == ErrorCode.NONE, response.error_msg
     assert response.model.model_id == "retrained"
     assert response.model.digest != old.model.digest

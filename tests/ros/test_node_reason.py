@@ -55,7 +55,7 @@ def test_text_is_streamed_and_adds_up_to_the_decision(client):
     assert status == GoalStatus.STATUS_SUCCEEDED
     assert decision.error_code == ErrorCode.NONE
     assert decision.source == Decision.SOURCE_ACTION
-    until(lambda: len(goal.feedback) >= 10, "feedback")
+    until(lambda: goal.feedback and goal.feedback[-1].tokens >= 20, "feedback")
     thinking = "".join(feedback.text for feedback in goal.feedback if feedback.thinking)
     assert decision.reasoning.strip()
     # The budget may end within a character: what there is of it is held back, and only the decision shows it.
@@ -139,9 +139,11 @@ def test_a_killed_engine_is_an_error_and_a_restart_and_the_node_serves_on(client
     )
     # Asked while the engine is down, answered once it is back.
     fields = {"kind": QueryKind.QUESTION, "question": "still there?", "think_tokens": 0}
-    waiting = client.call_async(Query, "query", deadline=Duration(sec=90), **fields)
-    until(lambda: client.status.engine_restarts == 1 and client.status.engine_state == READY, "restart", 90.0)
-    assert client.result(waiting, 90.0, "reply").decision.error_code == ErrorCode.NONE
+    waiting = client.call_async(Query, "query", deadline=Duration(sec=300), **fields)
+    until(
+        lambda: client.status.engine_restarts == 1 and client.status.engine_state == READY, "restart", 300.0
+    )
+    assert client.result(waiting, 300.0, "reply").decision.error_code == ErrorCode.NONE
     assert len(re.findall(r"\[ERROR\].*engine: restarting", node.output())) == 1
     after = len(client.decisions)
     until(
@@ -162,6 +164,8 @@ def test_an_idle_engine_that_is_killed_comes_back_too(client, node):
     restarts = client.status.engine_restarts
     os.kill(node.children()[0].pid, signal.SIGKILL)
     until(
-        lambda: client.status.engine_restarts > restarts and client.status.engine_state == READY, "back", 90.0
+        lambda: client.status.engine_restarts > restarts and client.status.engine_state == READY,
+        "back",
+        300.0,
     )
     assert client.ask("there?", yes_no=True).error_code == ErrorCode.NONE

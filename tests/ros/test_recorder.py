@@ -109,11 +109,11 @@ def test_a_capture_holds_past_and_future_bit_for_bit(recorder: Recorder):
     for i in range(20):
         sent.append((CAMERA, image_bytes(i)))
         recorder.record(*sent[-1])
-    bag = recorder.capture(before_s=30, after_s=0.3, label="drawer-1")
+    bag = recorder.capture(before_s=30, after_s=1.0, label="drawer-1")
     assert recorder.report().capturing == str(bag)
     sent.append((NOTES, note("after")))
     recorder.record(*sent[-1])
-    time.sleep(0.35)
+    time.sleep(1.05)
     recorder.record(NOTES, note("too late"))
     finish(recorder)
     messages = read(bag)
@@ -125,9 +125,9 @@ def test_a_capture_holds_past_and_future_bit_for_bit(recorder: Recorder):
 
 def test_a_capture_reaches_back_only_as_far_as_asked(recorder: Recorder):
     recorder.record(NOTES, note("long ago"))
-    time.sleep(0.2)
+    time.sleep(1.0)
     recorder.record(NOTES, note("just now"))
-    bag = recorder.capture(before_s=0.1, after_s=0, label="")
+    bag = recorder.capture(before_s=0.8, after_s=0, label="")
     finish(recorder)
     assert [raw for _, _, raw in read(bag)] == [note("just now")]
 
@@ -155,9 +155,9 @@ def test_definitions_come_from_the_bag_and_hashes_and_qos_are_right(recorder: Re
 def test_what_is_latched_is_in_every_bag(recorder: Recorder):
     recorder.add_topic("/status", STRING, [LATCHED])
     recorder.record("/status", note("task: open the drawer"))
-    time.sleep(0.15)
+    time.sleep(1.0)
     recorder.record(CAMERA, image_bytes(1))
-    bag = recorder.capture(before_s=0.1, after_s=0, label="")
+    bag = recorder.capture(before_s=0.8, after_s=0, label="")
     finish(recorder)
     assert [(topic, raw) for topic, _, raw in read(bag)] == [
         ("/status", note("task: open the drawer")),
@@ -214,7 +214,7 @@ def test_continuous_recording_splits_and_loses_nothing(tmp_path: Path, warnings:
         if i == 15:
             capture = recorder.capture(0.05, 0.05, "beside")
         time.sleep(0.02)
-    recorder.close()
+    recorder.close(60.0)
     bags = sorted(tmp_path.glob("continuous*"))
     assert len(bags) >= 3
     assert [raw for bag in bags for _, _, raw in sorted(read(bag), key=lambda m: m[1])] == [
@@ -258,13 +258,14 @@ def test_a_continuous_recording_goes_on_once_there_is_room(
         recorder.record(CAMERA, image_bytes(i))
     wait(lambda: not recorder.report().recording, "it does not stop")
     (full,) = tmp_path.iterdir()
+    started = time.monotonic()
     for _ in range(50):
         recorder.tend()
         time.sleep(0.01)
     assert not recorder.report().recording
     assert list(tmp_path.iterdir()) == [full], "no bags without messages meanwhile"
     assert "record_budget_mb" in recorder.report().error
-    assert 2 <= len(warnings) <= 4
+    assert 2 <= len(warnings) <= 2 + (time.monotonic() - started) / 0.2
     shutil.rmtree(full)
     wait(lambda: recorder.tend() or recorder.report().recording, "it does not go on")
     assert recorder.report().error == ""

@@ -26,7 +26,7 @@ from tests.unit.video_files import steady, write_video
 
 pytestmark = pytest.mark.ros
 
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 120.0
 
 
 class Watcher:
@@ -50,6 +50,13 @@ class Watcher:
         while process.poll() is None and (not images or len(self.images) < images):
             assert time.monotonic() < end, "replay did not end"
             self._executor.spin_once(timeout_sec=0.05)
+        quiet_from = len(self.images) + len(self.clock), time.monotonic()
+        while (
+            not images and time.monotonic() - quiet_from[1] < 0.2
+        ):  # what lies in the queue when it has ended
+            self._executor.spin_once(timeout_sec=0.05)
+            if (count := len(self.images) + len(self.clock)) != quiet_from[0]:
+                quiet_from = count, time.monotonic()
         return process.communicate()[0] if process.poll() is not None else ""
 
     @property
@@ -140,16 +147,16 @@ def test_images_can_be_scaled_and_compressed(tmp_path):
 def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher):
     video = write_video(tmp_path / "a.mp4", steady(5, 10.0))
     started_s = time.monotonic()
-    with replaying(video, loop=True, publish_clock=True, rate=4.0, max_duration_s=0.5) as process:
+    with replaying(video, loop=True, publish_clock=True, rate=4.0, max_duration_s=2.0) as process:
         output = watcher.watch(process)
     assert process.returncode == 0, output
-    # 2 s of the recording in half a second; the length of a last frame is a guess.
-    assert len(watcher.images) + left_out(output) == pytest.approx(20, abs=2)
+    # 8 s of the recording in 2 s; the length of a last frame is a guess.
+    assert len(watcher.images) + left_out(output) == pytest.approx(80, abs=8)
     assert np.diff(watcher.seconds).min() > 0.05
     assert watcher.seconds[-1] > 1.0  # past the video's end
     assert watcher.clock == sorted(watcher.clock)
     assert watcher.clock[-1] - watcher.clock[0] > 1.3e9
-    assert time.monotonic() - started_s < 20.0
+    assert time.monotonic() - started_s < END_TIMEOUT_S
 
 
 def test_it_starts_without_a_subscriber_in_the_end_and_says_so(tmp_path):
@@ -158,7 +165,7 @@ def test_it_starts_without_a_subscriber_in_the_end_and_says_so(tmp_path):
         output, _ = process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode == 0
     assert "starting all the same" in output
-    assert "done: 3 frames" in output
+    assert int(re.search(r"done: (\d+) frames", output)[1]) + left_out(output) == 3
 
 
 def test_an_interrupt_ends_it_cleanly(tmp_path, watcher):

@@ -61,7 +61,9 @@ def test_the_continuous_recording_is_looked_after(
 def test_who_asks_is_answered_though_the_decision_cannot_be_published(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    setup = Setup.check(Config(model=str(tiny_model()), record_dir=str(tmp_path), min_frames=2))
+    setup = Setup.check(
+        Config(model=str(tiny_model()), record_dir=str(tmp_path), min_frames=2, max_stale_s=60.0)
+    )
     engine, outlets, replies = ScriptedEngine(), Outlets(node), []
     session = Session(node, setup, engine, outlets)
     try:

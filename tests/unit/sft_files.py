@@ -16,6 +16,7 @@ import yaml
 from tests.unit.nano_files import described
 from training.data.readers.jsonl import write_samples
 from training.data.schema import Frames, Grid, Provenance, QuestionKind, Sample, Style
+from training.sft import loop
 
 PERIOD_NS = 250_000_000  # 4 frames per second, as nano
 SIDE = 112
@@ -117,6 +118,19 @@ def forked(target, *arguments):
     return process
 
 
+def held_at(step, target, *arguments):
+    """``target(*arguments)`` in a child that waits before step ``step`` (from 0), to be killed there."""
+    real = loop._step
+
+    def waiting(job, optimizer, number, *rest):
+        if number == step:
+            signal.pause()
+        return real(job, optimizer, number, *rest)
+
+    loop._step = waiting
+    target(*arguments)
+
+
 @contextmanager
 def files_up_to(size):
     """No file may grow beyond ``size`` bytes: writing fails half-way, as on a full disk."""
@@ -130,7 +144,7 @@ def files_up_to(size):
         signal.signal(signal.SIGXFSZ, before)
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     """Wait until ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -237,7 +237,7 @@ def test_a_file_that_kills_its_reader_is_named_and_the_others_are_read(good: Pat
     units = [Unit("v/0.mp4"), Unit("v/killer.mp4")]
     with open(good / "v/killer.mp4", "wb") as stream:
         stream.truncate(1 << 40)  # a terabyte of nothing takes minutes to read
-    facts = scan(good, units, 2, file_seconds=1)
+    facts = scan(good, units, 2, file_seconds=3)
     assert [unit.path for unit, fact in facts.items() if fact.reason] == ["v/killer.mp4"]
     assert "remove it" in facts[units[-1]].message
 

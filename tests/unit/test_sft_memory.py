@@ -2,6 +2,7 @@
 """The memory estimate against torch's own accounting of two optimizer steps."""
 
 import dataclasses
+import gc
 import itertools
 
 import pytest
@@ -34,10 +35,15 @@ SEVEN_BILLION = {
 
 def peak_of(function):
     """Most bytes that torch's CPU allocator held beyond those at the start, by its profiler's records."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
-        function()
+    gc.collect()
+    gc.disable()  # what lay about before would count as freed
+    try:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiler:
+            function()
+    finally:
+        gc.enable()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(itertools.accumulate(event.nbytes() for event in events))

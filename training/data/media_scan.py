@@ -189,7 +189,7 @@ def _read_alone(root: Path, unit: Unit, limit_s: int) -> Facts:
 @contextmanager
 def _pool(workers: int, limit_s: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, f"{__package__}.clip"])
     pool = ProcessPoolExecutor(workers, context, _start_worker, (limit_s,))
     try:
         yield pool
