@@ -13,7 +13,7 @@ def shared_files() -> list[tuple[str, list[str]]]:
     """Files that go to share/cosmos_reason_node, folder by folder."""
     shared = [
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
-        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}", ["package.xml", "LICENSE"]),
     ]
     for folder in SHARED_FOLDERS:
         files = [str(path) for path in sorted(Path(folder).glob("*")) if path.is_file()]
@@ -35,6 +35,7 @@ setup(
     data_files=shared_files(),
     # Python dependencies are pinned in requirements/, not here: colcon does not install them.
     install_requires=["setuptools"],
+    python_requires=">=3.11",
     zip_safe=False,
     entry_points={
         "console_scripts": [

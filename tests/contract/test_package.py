@@ -57,7 +57,13 @@ def test_files_beside_the_modules_are_installed_with_them(setup_arguments):
 
 def test_launch_files_parameters_and_transport_profile_are_installed(setup_arguments):
     installed = {file for _, files in setup_arguments["data_files"] for file in files}
-    expected = {"launch/reason.launch.py", "launch/replay.launch.py", "config/fastdds.xml", "package.xml"}
+    expected = {
+        "launch/reason.launch.py",
+        "launch/replay.launch.py",
+        "config/fastdds.xml",
+        "package.xml",
+        "LICENSE",
+    }
     assert expected | {str(path.relative_to(ROOT)) for path in PARAMETER_FILES} <= installed
 
 
