@@ -71,9 +71,9 @@ class Robot:
         self.recorder.add_topic(DECISIONS, "cosmos_reason_msgs/msg/Decision")
         self.recorder.add_topic(STATUS, "cosmos_reason_msgs/msg/Status")
 
-    def see(self, topic: str, stamp: int, damaged: bool = False) -> None:
+    def see(self, topic: str, stamp: int, damaged: bool = False, run: int = 0) -> None:
         """An image arrives; what Camera does with it."""
-        noise = np.random.default_rng(stamp).integers(0, 255, (97, 131, 3), np.uint8)
+        noise = np.random.default_rng(stamp + run).integers(0, 255, (97, 131, 3), np.uint8)
         image: Any
         if topic == FRONT:
             rows = np.pad(noise.reshape(97, -1), ((0, 0), (0, 7)))
@@ -216,6 +216,24 @@ def test_decisions_whose_images_were_not_recorded_are_named(tmp_path: Path, robo
     ((row, message),) = [(problem.row, problem.message) for problem in report.problems]
     assert row == 2
     assert "8 of its 8 frames are not in the bag" in message
+
+
+def test_a_simulation_that_began_anew_is_refused_where_stamps_come_again(tmp_path: Path, robots: list[Robot]):
+    robot = Robot(tmp_path / "bags", 4.0)
+    robots.append(robot)
+    robot.tell_status()
+    done = Query(QueryKind.COMPLETION, task="x")
+    decisions = []
+    for run, images in enumerate((40, 12)):
+        for i in range(images):
+            robot.see(FRONT, START + i * 10**8, run=run)
+        decisions.append(robot.decide(f"run {run}", done, answer(Verdict.NO, "no"), FRONT))
+    report = Report()
+    samples = convert(robot.save(), tmp_path / "out", report, spec=spec_of(decisions[0].windows[0]))
+    assert [sample.sample_id for sample in samples] == ["run 0"], "the second run did not come as far"
+    (problem,) = report.problems
+    assert problem.row == 2
+    assert "was set back" in problem.message
 
 
 def test_corrected_decisions_get_the_right_answers(tmp_path: Path, robots: list[Robot]):

@@ -190,6 +190,23 @@ def test_a_long_hole_restarts_the_window_as_in_the_node(tmp_path: Path):
     np.testing.assert_array_equal(window.pixels(), [picture(i) for i in (10, 11, 12, 13)])
 
 
+def test_stamps_that_several_images_have_are_refused(tmp_path: Path):
+    """A simulation that began anew while it was recorded: whose images a label is about cannot be told."""
+    images = [*camera(raw), *(raw(EPOCH + i * 10**8 + 5, 100 + i) for i in range(20))]
+    bag = write_bag(tmp_path / "bag", MCAP, {"/wrist/image": images})
+    labels = write_labels(tmp_path / "l.jsonl", label(at_s=1.9))
+    report = Report()
+    assert convert(bag, tmp_path / "out", report, spec=SPEC, labels=labels) == []
+    (problem,) = report.problems
+    assert (problem.row, problem.field) == (1, "at_s")
+    assert "was set back" in problem.message
+    twice = [
+        raw(EPOCH + i * TICK // 2, i) for i in range(20) for _ in range(2)
+    ]  # a driver that repeats itself
+    again = write_bag(tmp_path / "again", MCAP, {"/wrist/image": twice})
+    assert len(convert(again, tmp_path / "other", Report(), spec=SPEC, labels=labels)) == 1
+
+
 def test_bad_labels_and_images_are_named(tmp_path: Path):
     images = camera(raw)
     images[3][1].data = images[3][1].data[:-5]  # the frame of one tick is cut off

@@ -286,6 +286,21 @@ def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads(report.read_text())["ok"] is False
 
 
+def test_parts_of_a_file_may_be_in_different_splits_where_they_do_not_overlap(good: Path):
+    """As LeRobot v3 stores episodes, many in one file."""
+
+    def parts(*bounds: tuple[float, float | None, str]) -> list[Sample]:
+        return [
+            sample(f"s{i}", "v/0.mp4", split, media=(Video("v/0.mp4", start_s=start, end_s=end),))
+            for i, (start, end, split) in enumerate(bounds)
+        ]
+
+    write_samples(good, parts((0.0, 0.5, "train"), (0.5, None, "held_out")))
+    assert ("leak: same media", "v/0.mp4") not in found(good)
+    write_samples(good, parts((0.0, None, "train"), (0.5, 1.0, "held_out")))
+    assert ("leak: same media", "v/0.mp4") in found(good)
+
+
 def test_leaks_between_data_sets(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     other = tmp_path / "Bench mark"
     (other / "v").mkdir(parents=True)

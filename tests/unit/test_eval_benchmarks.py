@@ -55,6 +55,16 @@ def test_embodied_reasoning_as_released(tmp_path):
     assert window.frames[0].image.shape == (112, 112, 3)
 
 
+def test_training_rows_beside_the_benchmark_are_not_asked(tmp_path):
+    write_subset(tmp_path, "bridgev2", ["a"], clips=["a"])
+    said = [{"role": "user", "content": "What is next?"}, {"role": "assistant", "content": "lift the cup"}]
+    rows = [{"video": "clips/a.mp4", "conversations": said}]
+    (tmp_path / "bridgev2" / "bridgev2_sft.json").write_text(json.dumps(rows))
+    bench = family("embodied", tmp_path, MODEL)
+    assert len(bench.items) == 2
+    assert "1 rows for training lie beside it and were not asked" in " ".join(bench.notes)
+
+
 def test_a_benchmark_that_is_not_there_says_what_is_wanted(tmp_path):
     with pytest.raises(DataError, match=r"wanted NAME/NAME_benchmark_qa_pairs\.json"):
         family("embodied", tmp_path, MODEL)

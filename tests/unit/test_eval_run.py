@@ -89,6 +89,23 @@ def test_sampled_answers_at_once_have_the_empty_thought_and_a_name_of_their_own(
     assert all(one.output.startswith("<think>\n\n</think>\n\n<answer>\n") for one in said)
 
 
+def test_another_precision_is_another_evaluation(engine, tmp_path):
+    one = Benchmark("b", (stimulus(0),))
+    run.ask(engine, one, GREEDY, run.Labels(), tmp_path, replace=False)
+    before = len(predictions(tmp_path))
+    half = TorchEngine(
+        qwen2_5_vl.load(tiny_model.write(tmp_path / "m"), "cpu", "bfloat16"), min_confidence=0.0
+    )
+    assert half.info.digest == engine.info.digest
+    with pytest.raises(
+        ValueError, match=r"another engine or precision \(torch float32, not torch bfloat16\)"
+    ):
+        run.ask(half, one, GREEDY, run.Labels(), tmp_path, replace=False)
+    run.ask(half, one, GREEDY, run.Labels(), tmp_path)
+    assert len(predictions(tmp_path)) == 2 * before
+    assert run.score(tmp_path)["letter"]["overall"]["n"] == 3
+
+
 def test_what_was_asked_is_not_asked_again(engine, tmp_path):
     run.ask(engine, Benchmark("b", (stimulus(0),)), GREEDY, run.Labels(), tmp_path)
     before = (tmp_path / run.PREDICTIONS).read_bytes()

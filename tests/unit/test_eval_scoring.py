@@ -7,6 +7,7 @@ import re
 import pytest
 
 from cosmos_reason_node.types import Query, QueryKind
+from training.data.schema import Provenance, QuestionKind, Sample
 from training.eval.export import export, rows
 from training.eval.failures import choose
 from training.eval.item import Item
@@ -127,7 +128,7 @@ def test_the_papers_layout():
         item(1, category="order"),
         item(2, group="arrow_of_time"),
         item(3, group="spatial_puzzle"),
-        item(4, group="object_permanence", category="object_permanence"),
+        item(4, group="object_permanence"),
         item(5, group="embodied", source="bridgev2"),
     ]
     report, _ = report_of(items, "BBCBB")
@@ -140,6 +141,27 @@ def test_the_papers_layout():
     text = markdown(report)
     assert "*published:* OpenAI o1 | 51.0 | 64.0 | 49.0 | 54.7" in text
     assert "cannot be compared" in text
+
+
+def test_common_sense_about_object_permanence_is_physics_and_not_the_simulated_kind():
+    sample = Sample(
+        "s",
+        (),
+        QuestionKind.COMMON_SENSE,
+        "yes",
+        Provenance("web"),
+        question="Is it still there?",
+        yes_no=True,
+        category="object_permanence",
+    )
+    items = [
+        item(1, group=sample.group, category=sample.category),
+        item(2, category="order"),
+        item(3, category="relationship"),
+    ]
+    paper = report_of(items, "BBB")[0]["paper"]
+    assert paper["common_sense"]["rows"][0]["values"][:3] == [100.0, 100.0, 100.0]
+    assert "intuitive_physics" not in paper
 
 
 def test_the_page_is_whole_and_escapes_what_it_shows(tmp_path):

@@ -76,6 +76,26 @@ class TestCosmosReason:
         assert sample.media == (Video("robovqa/clips.tar.gz", "./clips/x.mp4"),)
         assert len(load_window(tmp_path, sample.media[0], SPEC).frames) == 8
 
+    @pytest.mark.parametrize("member", ["clips/x.mp4", "x.mp4"])
+    def test_archives_in_the_clips_folder(self, tmp_path: Path, member: str):
+        benchmark(tmp_path, [{"video": "clips/x.mp4", "qa_pairs": qa()}], "robovqa")
+        clip = write_video(tmp_path / "x.mp4", steady(4, 4))
+        (tmp_path / "robovqa" / "clips").mkdir()
+        with tarfile.open(tmp_path / "robovqa" / "clips" / "clips_0.tar.gz", "w:gz") as out:
+            out.add(clip, member)
+        clip.unlink()
+        (sample,) = open_data_set(tmp_path).samples
+        assert sample.media == (Video("robovqa/clips/clips_0.tar.gz", member),)
+
+    def test_a_clip_of_the_same_name_in_another_folder_is_another_clip(self, tmp_path: Path):
+        rows = [{"video": f"{camera}/1.mp4", "qa_pairs": qa()} for camera in ("cam_a", "cam_b")]
+        benchmark(tmp_path, rows)
+        for camera in ("cam_a", "cam_b"):
+            (tmp_path / "bridgev2" / camera).mkdir()
+        write_video(tmp_path / "bridgev2" / "cam_b" / "1.mp4", steady(4, 4))
+        paths = [sample.media[0].paths[0] for sample in open_data_set(tmp_path).samples]
+        assert paths == ["bridgev2/cam_a/1.mp4", "bridgev2/cam_b/1.mp4"], "the first is missing"
+
     def test_the_av_clips_longer_names(self, tmp_path: Path):
         benchmark(tmp_path, [{"video": "clips/7.mp4", "qa_pairs": qa()}], "av")
         (tmp_path / "av" / "clips").mkdir()

@@ -94,6 +94,47 @@ class TestLeRobot:
         write_video(clip, steady(24, 4))
 
     @pytest.mark.parametrize("version", ["version_2", "version_3"])
+    def test_an_episode_of_several_tasks(self, tmp_path: Path, version: str):
+        """Each is about its own frames; which is in what order only the frames say."""
+        getattr(self, version)(tmp_path)
+        lines = [{"task_index": 0, "task": "close it"}, {"task_index": 1, "task": "open it"}]
+        tasks, rows = ["close it", "open it"], {**self.rows(range(2), True), "task_index": [1] * 6 + [0] * 18}
+        if version == "version_3":
+            texts = {"task_index": [0, 1], "__index_level_0__": tasks}
+            self.save(tmp_path / "meta/tasks.parquet", texts)
+            path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+            table = pyarrow.parquet.read_table(path).to_pydict()
+            self.save(path, {**table, "tasks": [tasks, ["close it"]]})
+            self.save(tmp_path / "data/chunk-000/file-000.parquet", rows)
+        else:
+            (tmp_path / "meta" / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+            episodes = [{"episode_index": i, "tasks": tasks[: 2 - i], "length": 12} for i in range(2)]
+            (tmp_path / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, episodes)) + "\n")
+            for i in range(2):
+                own = {name: values[12 * i : 12 * i + 12] for name, values in rows.items()}
+                self.save(tmp_path / f"data/chunk-000/episode_{i:06d}.parquet", own)
+        front = "0/observation.images.front"
+        found = {
+            sample.sample_id: (sample.task, sample.answer, sample.media[0].start_s, sample.media[0].end_s)
+            for sample in open_data_set(tmp_path).samples
+            if sample.sample_id.startswith(front)
+        }
+        assert found == {
+            f"{front}/caption": ("", "open it", 0.0, 1.375),
+            f"{front}/caption/1": ("", "close it", 1.5, 2.875),
+            f"{front}/task_completion/11": ("close it", "yes", 1.5, 2.875),
+            f"{front}/task_completion/8": ("close it", "no", 1.5, 2.125),
+        }
+
+    def test_several_tasks_of_frames_that_do_not_say_whose_they_are(self, tmp_path: Path):
+        self.version_2(tmp_path)
+        episodes = [{"episode_index": i, "tasks": ["a", "b"][: 2 - i], "length": 12} for i in range(2)]
+        (tmp_path / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, episodes)) + "\n")
+        data = open_data_set(tmp_path, strict=False)
+        assert {sample.provenance.episode for sample in data.samples} == {"1"}
+        assert "its frames have no task_index" in str(data.report.problems[0])
+
+    @pytest.mark.parametrize("version", ["version_2", "version_3"])
     def test_both_layouts_give_the_same_questions_about_the_same_frames(self, tmp_path: Path, version: str):
         getattr(self, version)(tmp_path)
         samples = {sample.sample_id: sample for sample in open_data_set(tmp_path).samples}

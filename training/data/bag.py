@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import itertools
 import os
 import re
 import struct
@@ -53,18 +54,25 @@ _BAD_BAG = (ReaderError, OSError, ValueError, KeyError, IndexError, struct.error
 _TORN = (McapError, CRCValidationError, EOFError, *_BAD_BAG)
 
 
+_SET_BACK = (
+    "was set back while the bag was recorded (a simulation that began anew): record a bag for each run"
+)
+
+
 @dataclass
 class Index:
     """What the first pass finds.
 
     Attributes:
         stamps_ns: capture stamps of each image topic, in the order of arrival.
+        ambiguous: stamps of each image topic that came again after its clock was set back.
         sizes: (height, width) of each image topic's first image.
         decisions: deserialised messages.
         topics: by camera name, as the node's status says.
     """
 
     stamps_ns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    ambiguous: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     decisions: list[Any] = field(default_factory=list)
     topics: dict[str, str] = field(default_factory=dict)
@@ -179,6 +187,23 @@ def _is_of(sample: Sample, bag: str, stamps: set[int]) -> bool:
     )
 
 
+class _Clock:
+    """Notices stamps that come again in another run of a clock that was set back, by a second or more.
+
+    Stamps that repeat within a run are no other moment: the node takes the first image of each.
+    """
+
+    def __init__(self) -> None:
+        self._newest, self._run = 0, 0
+        self._run_of: dict[int, int] = {}
+
+    def repeats(self, stamp: int) -> bool:
+        if stamp < self._newest - _NS:
+            self._run, self._newest = self._run + 1, stamp
+        self._newest = max(self._newest, stamp)
+        return self._run_of.setdefault(stamp, self._run) != self._run
+
+
 def read_index(bag: Path, report: Report) -> Index:
     """First pass over a bag.
 
@@ -187,10 +212,14 @@ def read_index(bag: Path, report: Report) -> Index:
     """
     index = Index()
     types = _Types()
+    clocks: dict[str, _Clock] = defaultdict(_Clock)
     for message in messages(bag, (IMAGE, COMPRESSED, DECISION, STATUS), report):
         try:
             if message.type in (IMAGE, COMPRESSED):
-                index.stamps_ns[message.topic].append(cdr.read_stamp(message.serialized))
+                stamp = cdr.read_stamp(message.serialized)
+                index.stamps_ns[message.topic].append(stamp)
+                if clocks[message.topic].repeats(stamp):
+                    index.ambiguous[message.topic].add(stamp)
                 if message.topic not in index.sizes:
                     index.sizes[message.topic] = image_size(message)
             elif message.type == DECISION:
@@ -389,8 +418,16 @@ def _decision_window(info: Any, index: Index) -> _Window:
     if missing:
         what = f"{missing} of its {len(set(stamps))} frames are not in the bag: record from earlier on"
         raise FieldErrors([(f"camera {info.camera}", what)])
+    _check_unique(f"camera {info.camera}", stamps, topic, index)
     grid = Grid(_period_ns(info, stamps), info.first_tick)
     return _Window(topic, info.camera, stamps, grid, (info.height, info.width))
+
+
+def _check_unique(field: str, stamps: Iterable[int], topic: str, index: Index) -> None:
+    several = len(index.ambiguous.get(topic, set()).intersection(stamps))
+    if several:
+        what = f"{several} of its frames have stamps that came twice on {topic}: the clock {_SET_BACK}"
+        raise FieldErrors([(field, what)])
 
 
 def _topic(camera: str, stamps: tuple[int, ...], index: Index) -> str:
@@ -447,6 +484,8 @@ def _of_label(
         **{name: item for name, item in value.items() if name not in ("topic", "at_s")},
     }
     sample = sample_from_json(record)
+    if any(later < earlier - _NS for earlier, later in itertools.pairwise(stamps)):
+        raise FieldErrors([("at_s", f"the clock of {topic} {_SET_BACK}")])
     choice = choose(until, spec, hold_s=_HOLD_S)
     grid = Grid(choice.period_ns, choice.first_tick)
     size = spec.size_for(*index.sizes[topic])
@@ -477,7 +516,7 @@ def _store_images(bag: Path, out: Path, images: str, windows: list[_Window]) -> 
             stamp = cdr.read_stamp(message.serialized)
         except CosmosReasonError:
             continue
-        for path, size in wanted.pop((message.topic, stamp), {}).items():  # of equal stamps the first
+        for path, size in wanted.pop((message.topic, stamp), {}).items():  # of equal images the first
             try:
                 store_image(message, out / path, size)
                 del failed[path]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from .fingerprint import alike_groups
 from .media_scan import Facts, Unit, scan, units_of
 from .problems import Problem
 from .readers import DataSet
-from .schema import Sample
+from .schema import Sample, Video
 
 ERRORS = (
     "bad row",
@@ -200,11 +201,30 @@ def _shared_media(facts: dict[Unit, Facts], users: dict[Unit, list[Sample]]) -> 
             by_digest[fact.digest].append(unit)
     for units in by_digest.values():
         splits = sorted({sample.split for unit in units for sample in users[unit]})
-        if len(splits) > 1:
+        if len(splits) > 1 and (len(units) > 1 or _parts_overlap(units[0], users[units[0]])):
             what = f"{_names(units)} {_is_are(units)} in {_words(splits)}: remove it from all but one"
             yield Finding("leak: same media", units[0].name, what)
         elif len(units) > 1:
             yield Finding("duplicate media", units[0].name, f"{_names(units)} have the same content")
+
+
+def _parts_overlap(unit: Unit, users: Sequence[Sample]) -> bool:
+    """Whether splits look at the same time of a file, which may hold several episodes."""
+    parts = [
+        (sample.split, media.start_s, math.inf if media.end_s is None else media.end_s)
+        for sample in users
+        for media in sample.media
+        if unit.path in media.paths and isinstance(media, Video) and media.member == unit.member
+    ]
+    if len(parts) < len(users):
+        return True  # it is no video to some
+    # In the order of their starts; what has ended latest so far, of each split.
+    ends: dict[str, float] = {}
+    for split, start_s, end_s in sorted(parts, key=lambda part: part[1]):
+        if any(start_s < until_s for other, until_s in ends.items() if other != split):
+            return True
+        ends[split] = max(end_s, ends.get(split, 0.0))
+    return False
 
 
 def _alike(facts: dict[Unit, Facts], users: dict[Unit, list[Sample]]) -> Iterator[Finding]:

@@ -309,7 +309,11 @@ class Sample:
     @property
     def group(self) -> str:
         """Name under which scores are reported: the kind, or a common-sense question's category."""
-        return self.category or self.kind.value if self.kind is QuestionKind.COMMON_SENSE else self.kind.value
+        if self.kind is not QuestionKind.COMMON_SENSE:
+            return self.kind.value
+        # The category "object_permanence" is not the kind of that name, whose questions are simulated.
+        clash = self.category in {kind.value for kind in QuestionKind}
+        return f"common_sense_{self.category}" if clash else self.category or self.kind.value
 
     def to_query(self, think_tokens: int = -1) -> Query:
         """The question as the node would be asked it; ``think_tokens`` as in Query."""

@@ -29,6 +29,7 @@ from .published import PHYSICS_KINDS, subset_of
 
 _HUB = "nvidia/Cosmos-Reason1-Benchmark on Hugging Face"
 _END_BYTES = 1 << 16
+_TRAINING = ("sft", "rl")  # splits of the released data sets, which have the benchmarks' folders
 _LAYOUT = "NAME/NAME_benchmark_qa_pairs.json with its clips beside it"
 
 
@@ -91,8 +92,11 @@ def family(name: str, root: Path, model: ModelSpec, limit: int = 0) -> Benchmark
     except DataError as error:
         what = f"the {name} benchmark is not there: wanted {wanted.origin}"
         raise DataError([*error.problems, Problem(str(root), 0, "", what)]) from error
-    found = {part: [s for s in data.samples if wanted.part_of(s) == part] for part in wanted.parts}
     notes = _left_out(data)
+    asked = [sample for sample in data.samples if sample.split not in _TRAINING]
+    if len(asked) < len(data.samples):
+        notes.append(f"{len(data.samples) - len(asked)} rows for training lie beside it and were not asked.")
+    found = {part: [s for s in asked if wanted.part_of(s) == part] for part in wanted.parts}
     absent = [part for part, samples in found.items() if not samples]
     if absent:
         notes.append(f"No rows of {', '.join(absent)} in {root}; wanted: {wanted.origin}.")

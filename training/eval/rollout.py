@@ -113,12 +113,17 @@ def collect(
         progress(number)
 
 
+def decoding(engine: Engine, plan: Plan) -> str:
+    """Name under which predictions are kept: another precision may answer otherwise."""
+    return plan.decoding if engine.info.dtype == "float32" else f"{plan.decoding}, {engine.info.dtype}"
+
+
 def keys(engine: Engine, item: Item, plan: Plan, *, video: bool) -> Iterator[tuple[Key, int]]:
     """(key, rotation) of all that is asked about an item."""
-    info = engine.info
+    info, named = engine.info, decoding(engine, plan)
     for seed, rotation in plan.asks(item, video=video):
         yield (
-            Key(item.item_id, item.digest, info.digest, info.prompt_id, plan.decoding, seed, rotation, video),
+            Key(item.item_id, item.digest, info.digest, info.prompt_id, named, seed, rotation, video),
             rotation,
         )
 

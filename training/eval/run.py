@@ -29,7 +29,7 @@ from .page import page
 from .prediction import PredictionLog, read_predictions
 from .protocol import PROTOCOLS, Protocol
 from .report import build
-from .rollout import Plan, collect
+from .rollout import Plan, collect, decoding
 from .scoring import Outcome, Run, read_outcomes
 from .thumbnails import strip, strip_path
 
@@ -227,7 +227,7 @@ def _write_run(
         else:
             asked = before["asked"]
     asked[_way(plan.protocol)] = {
-        "decoding": plan.decoding,
+        "decoding": decoding(engine, plan),
         "seeds": plan.runs,
         "permutations": plan.permutations,
         "blind": plan.blind,
@@ -245,8 +245,10 @@ def _other(before: dict[str, Any], now: dict[str, Any]) -> str:
     if asked["windows"] < was["windows"]:  # more of them go on with what was asked
         return f"number of windows ({was['windows']}, not {asked['windows']})"
     models = [f"{facts['model']['model_id']} {facts['model']['digest'][:12]}" for facts in (before, now)]
-    differs = before["model"]["digest"] != now["model"]["digest"]
-    return f"model ({models[0]}, not {models[1]})" if differs else ""
+    if before["model"]["digest"] != now["model"]["digest"]:
+        return f"model ({models[0]}, not {models[1]})"
+    ways = [f"{facts['model']['engine']} {facts['model']['dtype']}" for facts in (before, now)]
+    return "" if ways[0] == ways[1] else f"engine or precision ({ways[0]}, not {ways[1]})"
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -59,9 +59,19 @@ class Clips:
         if self._is_beside(name, field):
             return self._relative(self._folder / name), ""
         found = self._best(name, field, [(path, self._relative(path)) for path in self._listed(name)])
-        if found is not None:
+        # Where the row's own folder is there, a file of that name in another one is another clip.
+        beside = (self._folder / name).parent
+        if found is not None and (
+            not beside.is_dir()
+            or found.is_relative_to(beside)
+            or _shared_end(name, self._relative(found)) > 1
+        ):
             return self._relative(found), ""
-        inside = self._best(name, field, [((path, inner), inner) for path, inner in self._archived(name)])
+        inside = self._best(
+            name,
+            field,
+            [((path, inner), self._place(name, path, inner)) for path, inner in self._archived(name)],
+        )
         if inside is not None:
             return self._relative(inside[0]), inside[1]
         return self._relative(self._folder / name), ""
@@ -102,7 +112,12 @@ class Clips:
     def _archived(self, name: str) -> list[tuple[Path, str]]:
         if self._members is None:
             self._members = {}
-            found = {path for path in self._folder.iterdir() if archive.is_archive(path)}
+            found = {
+                Path(folder) / file
+                for folder, _, files in os.walk(self._folder)
+                for file in files
+                if archive.is_archive(Path(folder) / file)
+            }
             # Of clips.tar.gz and the clips.tar that was made of it, the one of random access.
             for path in sorted(path for path in found if _unpacked(path) not in found - {path}):
                 try:
@@ -112,6 +127,11 @@ class Clips:
                 except MediaError as error:
                     self._report.add(path, 0, "", str(error))
         return self._members.get(PurePosixPath(name).name, [])
+
+    def _place(self, name: str, path: Path, inner: str) -> str:
+        """Of a member's own path and that beside its archive the one that is more like ``name``."""
+        unpacked = (path.parent / inner).relative_to(self._root).as_posix()
+        return max(inner, unpacked, key=lambda shown: _shared_end(name, shown))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()

@@ -26,7 +26,7 @@ from ..schema import Provenance, QuestionKind, Sample, Video, query_fields
 from .fields import Fields, json_rows
 
 INFO = "meta/info.json"
-_SUCCESS, _SUBTASK = "next.success", "subtask_index"
+_SUCCESS, _SUBTASK, _TASK = "next.success", "subtask_index", "task_index"
 _QUESTION = "Which task is the robot doing?"
 _PLACE = re.compile(r"\{(\w+)(?::0?(\d{1,2})d?)?\}")
 _ROBOTS = {
@@ -74,7 +74,7 @@ def read(root: Path, report: Report) -> Iterator[Sample]:
     """
     try:
         info = _read_info(root)
-        subtasks = _names(root, "subtask")
+        subtasks, tasks = _names(root, "subtask"), _names(root, "task")
     except (FieldErrors, *_ERRORS) as error:
         _note(report, root / INFO, 0, error)
         return
@@ -86,7 +86,8 @@ def read(root: Path, report: Report) -> Iterator[Sample]:
             if table[0] != episode.data_file:
                 table = episode.data_file, _read_table(root / episode.data_file)
             recorded = table[1].get(episode.index, {})
-            samples = list(_samples(episode, recorded, subtasks, info, root, licence))
+            runs = _runs(episode, recorded, tasks)
+            samples = list(_samples(episode, recorded, runs, subtasks, info, root, licence))
         except (FieldErrors, *_ERRORS) as error:
             _note(report, root / "meta" / "episodes", row, error)
             continue
@@ -210,7 +211,7 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Any:
 
 def _read_table(path: Path) -> dict[int, dict[str, list[Any]]]:
     """The columns of a data file that say something about time and outcome, by episode."""
-    table = _parquet(path, ("episode_index", "timestamp", _SUCCESS, _SUBTASK).__contains__).to_pydict()
+    table = _parquet(path, ("episode_index", "timestamp", _SUCCESS, _SUBTASK, _TASK).__contains__).to_pydict()
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(table["episode_index"]):  # once: a file may hold thousands of episodes
         rows.setdefault(index, []).append(row)
@@ -239,15 +240,35 @@ def _names(root: Path, what: str) -> dict[int, str]:
     return {row[f"{what}_index"]: row.get(what) or row["__index_level_0__"] for row in rows}
 
 
+def _runs(
+    episode: _Episode, recorded: dict[str, list[Any]], tasks: dict[int, str]
+) -> list[tuple[int, int, str]]:
+    """(first frame, last frame, task) of each task that the episode is about, in order.
+
+    Raises:
+        FieldErrors: it has several, and its frames do not say which is whose.
+    """
+    if len(episode.tasks) == 1:
+        return [(0, -1, episode.tasks[0].strip())]
+    of_frame = recorded.get(_TASK, [])
+    unknown = sorted({index for index in of_frame if not str(tasks.get(index) or "").strip()}, key=str)
+    if not of_frame or unknown:
+        what = f"meta/tasks lacks {unknown}" if unknown else f"its frames have no {_TASK}"
+        raise FieldErrors([("tasks", f"there are {len(episode.tasks)} and {what}: download it again")])
+    firsts = [i for i in range(len(of_frame)) if i == 0 or of_frame[i] != of_frame[i - 1]]
+    lasts = [i - 1 for i in firsts[1:]] + [len(of_frame) - 1]
+    return [(a, b, tasks[of_frame[a]].strip()) for a, b in zip(firsts, lasts, strict=True)]
+
+
 def _samples(
     episode: _Episode,
     recorded: dict[str, list[Any]],
+    runs: list[tuple[int, int, str]],
     subtasks: dict[int, str],
     info: _Info,
     root: Path,
     licence: str,
 ) -> Iterator[Sample]:
-    task = episode.tasks[0].strip()
     origin = Provenance(root.resolve().name, INFO, 0, str(episode.index))
     robots = (name for name, words in _ROBOTS.items() if re.search(words, info.robot, re.I))
     common: dict[str, Any] = {
@@ -258,32 +279,45 @@ def _samples(
         "extra": {"robot_type": info.robot} if info.robot else {},
     }
     times = [float(t) for t in recorded.get("timestamp", [])] or [i / info.fps for i in range(episode.length)]
-    moments = list(_moments(task, recorded, subtasks, len(times)))
     for camera, (path, begin) in episode.videos.items():
+
+        def part(
+            first: int, last: int, path: str = path, begin: float = begin, camera: str = camera
+        ) -> Video:
+            end_s = begin + times[last] + 0.5 / info.fps
+            return Video(path, "", begin + times[first] if first else begin, end_s, camera)
+
         name = f"{episode.index}/{camera}"
-        whole = Video(path, "", begin, begin + times[-1] + 0.5 / info.fps, camera)
-        caption = {"kind": QuestionKind.CAPTION, "question": _QUESTION, "answer": task}
-        yield Sample(sample_id=f"{name}/caption", media=(whole,), **caption, **common)  # type: ignore[arg-type]
-        for last, query, answer in moments:
-            part = Video(path, "", begin, begin + times[last] + 0.5 / info.fps, camera)
-            kind = query_fields(query)
-            yield Sample(f"{name}/{kind['kind'].value}/{last}", (part,), answer=answer, **kind, **common)
+        for number, (first, last, task) in enumerate(runs):
+            last = last % len(times)
+            suffix = f"/{number}" if number else ""
+            caption = {"kind": QuestionKind.CAPTION, "question": _QUESTION, "answer": task}
+            media = (part(first, last),)
+            yield Sample(sample_id=f"{name}/caption{suffix}", media=media, **caption, **common)  # type: ignore[arg-type]
+            ends = number == len(runs) - 1
+            for moment, query, answer in _moments(task, recorded, subtasks, first, last, ends):
+                kind = query_fields(query)
+                media = (part(first, moment),)
+                yield Sample(f"{name}/{kind['kind'].value}/{moment}", media, answer=answer, **kind, **common)
 
 
 def _moments(
-    task: str, recorded: dict[str, list[Any]], subtasks: dict[int, str], length: int
+    task: str, recorded: dict[str, list[Any]], subtasks: dict[int, str], first: int, last: int, ends: bool
 ) -> Iterator[tuple[int, Query, str]]:
-    """(last frame, question, answer) of what was recorded."""
+    """(last frame, question, answer) of what was recorded of a task from frame ``first`` to ``last``.
+
+    ``ends``: it is the episode's last, which is what its success is about.
+    """
     success = [_truth(value) for value in recorded.get(_SUCCESS, [])]
-    if success:
+    if success and ends:
         query = Query(QueryKind.COMPLETION, task=task)
         if success[-1] is not None:
-            yield length - 1, query, "yes" if success[-1] else "no"
-        before = [i for i in range(length // 2) if success[i] is False]
+            yield last, query, "yes" if success[-1] else "no"
+        before = [i for i in range(first, first + (last + 1 - first) // 2) if success[i : i + 1] == [False]]
         if before:
             yield before[-1], query, "no"
     steps = recorded.get(_SUBTASK, [])
-    for i in range(1, len(steps)):
+    for i in range(first + 1, min(last + 1, len(steps))):
         if steps[i] != steps[i - 1] and steps[i] in subtasks:
             yield i - 1, Query(QueryKind.NEXT_ACTION, task=task), subtasks[steps[i]]
 
