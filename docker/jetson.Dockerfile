@@ -25,7 +25,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends curl gnupg pyth
 WORKDIR /opt/cosmos_reason
 COPY . .
 # torch, numpy and tensorrt are the image's own; the project's other requirements are pure Python or have aarch64 wheels.
-RUN pip install --no-cache-dir --no-build-isolation $(grep -vE '^(#|torch|numpy)' requirements/runtime.txt) PyYAML && \
+# The image's constraints pin every package it came with, older ones than these.
+RUN PIP_CONSTRAINT= pip install --no-cache-dir --no-build-isolation $(grep -vE '^(#|torch|numpy)' requirements/runtime.txt) PyYAML && \
     source /opt/ros/jazzy/setup.bash && cd ros2_ws && \
     colcon build --merge-install --cmake-args -DBUILD_TESTING=OFF -DPython3_EXECUTABLE=/usr/bin/python3
 

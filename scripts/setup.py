@@ -55,6 +55,8 @@ DISTRIBUTION_PACKAGES = {
     "yaml": "python3-yaml",
     "colcon_core": "python3-colcon-common-extensions",
 }
+# Ubuntu 24.04 has numpy 1.26, which newer ones refuse.
+_LAST_WITH_NUMPY_1 = {"pandas": "3.0.6", "ml_dtypes": "0.5.4"}
 OLD_DISTROS = ("ardent", "bouncy", "crystal", "dashing", "eloquent", "foxy", "galactic", "humble", "iron")
 
 
@@ -70,6 +72,11 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
+        if re.search(r"\s", str(ROOT)):
+            raise SetupError(
+                f"there is a space in {ROOT}: executables that colcon writes cannot start from such a path; "
+                "move the checkout"
+            )
         with _alone():
             distribution = sourced_distribution()
             install_system_packages(options.test)
@@ -142,7 +149,9 @@ def make_environment(distribution: str) -> None:
     kind = f"{distribution or 'wheels'} {sys.version_info[0]}.{sys.version_info[1]}"
     stamp = VENV / ".setup" / "environment"
     found = stamp.read_text() if stamp.is_file() else ""
-    if found == kind:
+    # A checkout that was moved or an interpreter that is gone leave files that name what is no longer there.
+    whole = _is_of_here() and works(str(VENV / "bin" / "python"), "-c", "")
+    if found == kind and whole:
         return
     if found and found.split()[0] != kind.split()[0]:
         raise SetupError(
@@ -151,6 +160,7 @@ def make_environment(distribution: str) -> None:
     if found or not works(str(VENV / "bin" / "python"), "-m", "pip", "--version"):
         progress.say(f"creating .venv (Python {sys.version.split()[0]})")
         options = ["--system-site-packages"] if distribution else []
+        shutil.rmtree(WORKSPACE, ignore_errors=True)  # CMake's caches and the links name the old one
         run("environment", [sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
     (VENV / "COLCON_IGNORE").touch()
     stamp.parent.mkdir(exist_ok=True)
@@ -180,6 +190,10 @@ def install_torch(gpu: str) -> None:
     command = [*pip("install"), "-c", str(REQUIREMENTS / "constraints.txt")]
     if with_gpu:
         progress.say(f"installing {pin} with CUDA (several GB)")
+        python = str(VENV / "bin" / "python")
+        if works(python, "-c", "import sys, torch; sys.exit(torch.version.cuda is not None)"):
+            # To pip the CPU build is the same version.
+            run("torch-cpu", [python, "-m", "pip", "uninstall", "-y", "torch"])
         run("torch", [*command, pin])
     else:
         # CPU builds carry the local version +cpu; PyTorch serves them from an index of its own.
@@ -340,6 +354,14 @@ def _requirements_stamp(names: Sequence[str], constraints: Path, distribution: s
     return Stamp(f"requirements-{'-'.join(names)}", [*files, constraints], distribution)
 
 
+def _is_of_here() -> bool:
+    """Whether .venv was made where it lies."""
+    try:
+        return str(VENV) in (VENV / "pyvenv.cfg").read_text()
+    except OSError:
+        return False
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """Wait for other set-ups of this checkout: two at a time would break each other's .venv."""
@@ -364,13 +386,13 @@ def _keep_distribution_numpy(constraints: Path) -> Path:
     version = output(python, "-c", "import numpy; print(numpy.__version__)")
     if version is None:
         raise SetupError("the distribution's numpy is missing: sudo apt-get install python3-numpy")
-    lines = [
-        line
-        for line in constraints.read_text().splitlines()
-        if not line.startswith(("numpy==", "setuptools=="))
-    ]
+    pins = {"numpy": version.strip(), "setuptools": ""}
+    if version.startswith("1."):
+        pins |= _LAST_WITH_NUMPY_1
+    lines = [line for line in constraints.read_text().splitlines() if line.partition("==")[0] not in pins]
+    lines += [f"{name}=={pin}" for name, pin in pins.items() if pin]
     own = VENV / ".setup" / "constraints.txt"
-    own.write_text("\n".join([*lines, f"numpy=={version.strip()}", ""]))
+    own.write_text("\n".join([*lines, ""]))
     return own
 
 

@@ -165,9 +165,11 @@ class Replay(Node):
                     return
                 yield total_s
                 index += 1
-            if index < video.info.frames - 1:
+            # By time: a file without a count of frames has the one that its rate would give.
+            played_s, length_s = total_s - round_start_s, video.info.duration_s
+            if index < video.info.frames - 1 and played_s < 0.9 * length_s - 1 / video.info.fps:
                 self.get_logger().warning(
-                    f"{video.path} ended after {index} of {video.info.frames} frames; it may be cut off"
+                    f"{video.path} ended after {played_s:.1f} of {length_s:.1f} s; it may be cut off"
                 )
             if not self._value("loop") or index == 0:
                 return

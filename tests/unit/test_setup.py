@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,3 +66,56 @@ def test_a_complete_distribution_goes_on(script, monkeypatch):
         monkeypatch.setattr(script, step, lambda *arguments, step=step: done.append(step))
     assert script.main() == 0
     assert done == ["install_torch", "install_requirements", "build_workspace"]
+
+
+@pytest.mark.parametrize(("version", "pandas"), [("1.26.4", "pandas==3.0.6"), ("2.2.0", "pandas==3.1.1")])
+def test_what_needs_a_newer_numpy_than_the_distribution_s_is_older(script, monkeypatch, version, pandas):
+    (script.VENV / ".setup").mkdir(parents=True)
+    monkeypatch.setattr(script, "output", lambda *command: f"{version}\n")
+    pins = script._keep_distribution_numpy(script.REQUIREMENTS / "constraints.txt").read_text().splitlines()
+    assert f"numpy=={version}" in pins
+    assert pandas in pins
+    names = [pin.partition("==")[0] for pin in pins if "==" in pin]
+    assert len(set(names)) == len(names)
+
+
+def test_a_moved_checkout_and_a_lost_interpreter_are_set_up_anew(script, tmp_path, monkeypatch):
+    commands = importlib.import_module("setup_commands")
+    spec = importlib.util.spec_from_file_location("again", ROOT / "scripts" / "setup.py")
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    made = []
+
+    def run(name, command, *more, **options):
+        made.append(name)
+        has(again, "pip")
+        (again.VENV / "pyvenv.cfg").write_text(f"command = python -m venv {again.VENV}\n")
+
+    def place(folder):
+        for module in (again, commands):
+            monkeypatch.setattr(module, "VENV", folder / ".venv")
+        monkeypatch.setattr(again, "WORKSPACE", folder / "build" / "ros2")
+
+    monkeypatch.setattr(again, "run", run)
+    place(tmp_path / "here")
+    for _ in range(2):
+        again.make_environment("")
+    assert made == ["environment"], "the second time nothing is to be done"
+    (again.WORKSPACE / "install").mkdir(parents=True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    place(tmp_path / "there")
+    shutil.rmtree(again.VENV / "library")
+    shutil.rmtree(again.VENV / "bin")
+    again.make_environment("")
+    assert made == ["environment"] * 2
+    assert not again.WORKSPACE.exists(), "its links name the old place"
+    shutil.rmtree(again.VENV / "library")
+    shutil.rmtree(again.VENV / "bin")
+    again.make_environment("")
+    assert made == ["environment"] * 3
+
+
+def test_a_path_with_a_space_is_refused(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "ROOT", tmp_path / "my robot")
+    assert script.main() == 1
+    assert "there is a space" in capsys.readouterr().err
