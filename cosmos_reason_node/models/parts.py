@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-_TOWERS = ("visual", "vision_tower", "multi_modal_projector")  # of either family
+TOWERS = ("visual", "vision_tower", "multi_modal_projector")  # of either family
 
 
 def network_class(*, hybrid: bool) -> Any:
@@ -23,13 +23,13 @@ def network_class(*, hybrid: bool) -> Any:
 
 def tower(network: Any) -> list[nn.Module]:
     """What makes visual tokens of frames; nothing after ``without_tower``."""
-    found = (getattr(network.model, name, None) for name in _TOWERS)
+    found = (getattr(network.model, name, None) for name in TOWERS)
     return [part for part in found if part is not None]
 
 
 def without_tower(network: Any) -> None:
     """Free the tower's memory: visual tokens come from elsewhere."""
-    for name in _TOWERS:
+    for name in TOWERS:
         if hasattr(network.model, name):
             setattr(network.model, name, None)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad luck: full disks, weights cut off on their way, processes that fail, and what the command says."""
 
+import contextlib
 import errno
 import os
 import re
@@ -17,6 +18,7 @@ import yaml
 from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.rl_files import make_base, short, story
 from tests.unit.sft_files import forked, wait_for
+from training.rl import actors
 from training.rl.events import Events
 from training.rl.loop import make_books, run_inline
 from training.rl.publish import WeightStore
@@ -124,6 +126,33 @@ def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("no more TensorBoard events") == 1
     assert "No space left" in said
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "raised"),
+    [(1, "StoreError", False), (2, "StoreError", True), (2, "RuntimeError", True), (1, "RuntimeError", True)],
+)
+def test_what_a_restart_does_not_mend_is_told_and_ends_all_processes(
+    base, tmp_path, monkeypatch, processes, error, raised
+):
+    config = short(*base, tmp_path, run={"launcher": "ray", "processes": processes})
+    books, lives = make_books(config), []
+
+    def fail(config, books):
+        lives.append(1)
+        raise {"StoreError": StoreError, "RuntimeError": RuntimeError}[error]("no room")
+
+    monkeypatch.setattr("training.rl.run.train_role", fail)
+    monkeypatch.chdir(tmp_path)  # as it does itself
+    given = {"config": config, "books": books, "folder": str(tmp_path)}
+    with pytest.raises((StoreError, RuntimeError)) if raised else contextlib.nullcontext():
+        actors._trainer_process(given)
+    fatal = error == "StoreError"
+    assert books.failure() == ("StoreError: no room" if fatal else "")
+    # Ray starts it again.
+    with contextlib.nullcontext() if fatal else pytest.raises(RuntimeError):
+        actors._trainer_process(given)
+    assert len(lives) == (1 if fatal else 2), "a life after a fatal one loads nothing"
 
 
 def test_where_the_first_trainer_process_fails_the_others_do_not_wait(base, tmp_path):

@@ -186,6 +186,35 @@ def test_a_worker_joins_late(base, tmp_path):
     assert len(read_log(output)) == 8
 
 
+def test_a_worker_without_room_beside_the_trainer_is_not_queued(base, tmp_path, monkeypatch):
+    """In Ray's queue it would take the place of a trainer that has died, which would then wait for ever."""
+    output, there = tmp_path / "run", ray.cluster_resources()
+    config = short(
+        *base,
+        output,
+        run={"launcher": "ray"},
+        rollout={"workers": 2, "max_staleness": 1},
+        optimizer={"steps": 8},
+    )
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {**there, "CPU": 3.0})  # as of a smaller cluster
+    thread, errors = in_background(config)
+    wait(lambda: len(read_log(output)) >= 2 or not thread.is_alive())
+    trainers = processes("_Trainer")
+    for trainer in trainers:
+        trainer.suspend()  # or the run might end before
+    time.sleep(5.0)
+    alone = len(processes("_Rollout"))
+    monkeypatch.undo()
+    wait(lambda: len(processes("_Rollout")) == 2 or not thread.is_alive())
+    for trainer in trainers:
+        trainer.resume()
+    thread.join(timeout=900)
+    assert not thread.is_alive()
+    assert not errors
+    assert trainers
+    assert alone == 1
+
+
 def test_workers_that_hang_are_ended_and_the_run_goes_on(base, tmp_path, capsys):
     """Stopped, not dead: they neither answer nor end, as on a file system that does not come back."""
     output = tmp_path / "run"

@@ -18,8 +18,9 @@ from tests.unit.test_sft_parallel import started
 from tests.unit.test_torch_engine import answers, request
 from training.settings import make_settings
 from training.sft import memory, run
-from training.sft.config import SftConfig
+from training.sft.config import OptimizerConfig, SftConfig
 from training.sft.data import Rejections, load_sources
+from training.sft.loop import make_optimizer
 from training.sft.report import read_log
 from training.sft.rows import Branch, answer_states, encode_answer, pack_rows
 
@@ -34,6 +35,19 @@ def files(tmp_path_factory):
 
 def losses(output):
     return [entry["loss"] for entry in read_log(output) if "loss" in entry]
+
+
+def test_the_tower_has_its_own_rate(files):
+    """InternViT and what joins it to the language model, as of the other family."""
+    network = load(files[0], device="cpu").network
+    recipe = OptimizerConfig(steps=1, vision_rate=0.1)
+    groups = make_optimizer(network, recipe, torch.device("cpu")).param_groups
+    share = {id(parameter): group["share"] for group in groups for parameter in group["params"]}
+    found = {
+        name.split(".")[1]: share[id(parameter)]
+        for name, parameter in network.model.named_parameters(prefix="m")
+    }
+    assert found == {"vision_tower": 0.1, "multi_modal_projector": 0.1, "language_model": 1.0}
 
 
 def test_branches_of_a_row_are_computed_as_if_alone(files):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2 over gloo) do what one does, and their checkpoints are each other's."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,7 +12,9 @@ import torch
 from cosmos_reason_node.models.qwen2_5_vl import load
 from tests.unit.sft_files import forked, held_at, make_data, make_model, settings, wait_for
 from training.settings import make_settings
-from training.sft.config import SftConfig
+from training.sft.config import RunConfig, SftConfig
+from training.sft.loop import Interrupted
+from training.sft.parallel import join
 from training.sft.report import read_log
 from training.sft.run import run
 
@@ -53,6 +56,23 @@ def started(count, made, stop_at=None):
 
 def losses(output):
     return [entry["loss"] for entry in read_log(output)]
+
+
+@pytest.mark.parametrize(("error", "left"), [(None, False), (Interrupted, False), (RuntimeError, True)])
+def test_who_fails_alone_does_not_wait_for_the_others(tmp_path, error, left):
+    """To leave NCCL's group takes all processes; those that do not fail are in a collective."""
+    said = tmp_path / "said"
+
+    def work():
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        with contextlib.suppress(Interrupted, RuntimeError), join(RunConfig(output="x", device="cpu")):
+            if error:
+                raise error("here")
+        said.write_text(str(torch.distributed.is_initialized()))
+
+    child = forked(work)
+    child.join()
+    assert said.read_text() == str(left)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .tasks import TaskSampler
 _CALL_S = 120.0  # longest wait for an answer of the books: they may have to be restarted
 _WATCH_S = 0.5
 _PAUSE_S = (1.0, 30.0)  # before a worker that dies at once is started again: first, longest
+_FIRST = (("rollout", 0), ("reward", 0))  # without which there is no run
 _CPUS = {"rollout": 1.0, "reward": 0.5}  # that Ray keeps free for a worker
 _MENDED_BY_A_RESTART = ("Interrupted", "WeightsError")  # of a trainer; it begins at its last checkpoint
 _FATAL = ("BooksError", "TrainingError", "StoreError", "ConfigError", "DataError")
@@ -129,16 +130,24 @@ def missing(config: RlConfig, there: Mapping[str, float], *, cuda: bool) -> str:
         there: Ray's resources of the whole cluster, by name.
         cuda: the trainer takes GPUs.
     """
-    trainers, gpus = config.run.processes, config.rollout.gpus
-    if cuda:
-        gpus += trainers if trainers > 1 else config.run.gpus
-    wanted = {"GPU": gpus, "CPU": trainers + _CPUS["rollout"] + _CPUS["reward"]}
+    wanted = _needed(config, _FIRST, cuda=cuda)
     return ", ".join(
         f"the cluster has {there.get(name, 0.0):g} {name} for a trainer and a worker of each role, which "
         f"take {amount:g}"
         for name, amount in wanted.items()
         if amount > there.get(name, 0.0) + 1e-6
     )
+
+
+def _needed(config: RlConfig, workers: Iterable[tuple[str, int]], *, cuda: bool) -> dict[str, float]:
+    """Ray's resources of the trainer and these workers, (role, number) each."""
+    trainers = config.run.processes
+    gpus: float = (trainers if trainers > 1 else config.run.gpus) if cuda else 0
+    cpus: float = trainers
+    for role, _ in workers:
+        cpus += _CPUS[role]
+        gpus += config.rollout.gpus if role == "rollout" else 0
+    return {"GPU": gpus, "CPU": cpus}
 
 
 def _check_memory(config: RlConfig, sampler: TaskSampler) -> None:
@@ -254,14 +263,18 @@ def _trainer_process(arguments: dict[str, Any]) -> None:
     from .run import train_role
 
     enter(arguments["folder"])
-    books = arguments["books"]
+    config, books = arguments["config"], arguments["books"]
+    if books.failure():  # said by a life before: nothing has to be loaded to hear it again
+        return
     try:
-        train_role(arguments["config"], books)
+        train_role(config, books)
     except Exception as error:
-        if type(error).__name__ not in _FATAL:
+        fatal = type(error).__name__ in _FATAL
+        if fatal:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            books.fail(f"{type(error).__name__}: {error}")
+        if not fatal or config.run.processes > 1:  # Ray ends the others, which may wait for this one
             raise
-        print(f"{type(error).__name__}: {error}", flush=True)
-        books.fail(f"{type(error).__name__}: {error}")
 
 
 class _Keeper:
@@ -272,7 +285,7 @@ class _Keeper:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="keeper", daemon=True)
         rollout = config.rollout
-        self._wanted = [("rollout", 0), ("reward", 0)]
+        self._wanted = [*_FIRST]
         self._others = [("rollout", i) for i in range(1, rollout.workers)]
         self._others += [("reward", i) for i in range(1, rollout.reward_workers)]
         self._running: dict[tuple[str, int], tuple[Any, Any, str, float]] = {}
@@ -305,7 +318,8 @@ class _Keeper:
         while not self._ended.wait(_WATCH_S):
             try:
                 for key in self._wanted:
-                    if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
+                    due = key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0)
+                    if due and (key in _FIRST or self._has_room_for(key)):
                         self._begin(key)
                 if self._others and self._books.report()["version"] >= 0:  # the trainer has its place
                     self._wanted += self._others
@@ -314,6 +328,17 @@ class _Keeper:
                 self._end_hanging()
             except Exception as error:  # without a keeper the run would wait until its time is out
                 print(f"keeper: {type(error).__name__}: {error}; tried again", flush=True)
+
+    def _has_room_for(self, key: tuple[str, int]) -> bool:
+        """Whether the cluster holds it beside the trainer and those that run.
+
+        What waited in Ray's queue would take the trainer's place when that has to start again.
+        """
+        import ray
+
+        needed = _needed(self._config, {*_FIRST, *self._running, key}, cuda=_wants_gpu(self._config))
+        there = ray.cluster_resources()
+        return all(amount <= there.get(name, 0.0) + 1e-6 for name, amount in needed.items())
 
     def _begin(self, key: tuple[str, int]) -> None:
         import ray

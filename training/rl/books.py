@@ -317,8 +317,8 @@ class Books:
         self._stopped = True
 
     def fail(self, reason: str) -> None:
-        """The run cannot go on."""
-        self._broken, self._stopped = reason, True
+        """The run cannot go on; the first reason is kept."""
+        self._broken, self._stopped = self._broken or reason, True
 
     def failure(self) -> str:
         """Why the run cannot go on; "" = it can."""

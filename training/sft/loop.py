@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cosmos_reason_node.models.parts import TOWERS
+
 from .config import OptimizerConfig
 from .parallel import Context, gather_model, gather_optimizer, restore
 from .report import RunLog, plot
@@ -161,7 +163,7 @@ def make_optimizer(module: nn.Module, recipe: OptimizerConfig, device: torch.dev
     sorts: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            share = recipe.vision_rate if "visual." in name else 1.0
+            share = recipe.vision_rate if any(f"{tower}." in name for tower in TOWERS) else 1.0
             decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
             sorts.setdefault((share, decay), []).append(parameter)
     return torch.optim.AdamW(

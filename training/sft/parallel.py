@@ -84,9 +84,16 @@ def join(run: RunConfig) -> Iterator[Context]:
         torch.cuda.set_device(device)
     try:
         yield Context(rank, world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), device)
-    finally:
-        if started_here:
+    except Exception as error:
+        from .loop import Interrupted  # which imports this module
+
+        if started_here and isinstance(error, Interrupted):  # as all processes are, at the same step
             dist.destroy_process_group()
+        raise
+    # After an error of this process alone the others may be in a collective, for which NCCL's destroy would
+    # wait: the process ends without, its error is seen, and torchrun ends the others.
+    if started_here:
+        dist.destroy_process_group()
 
 
 def shard(root: nn.Module, blocks: Sequence[nn.Module], context: Context, compute: torch.dtype) -> None:
