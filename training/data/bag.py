@@ -43,7 +43,7 @@ from .media import WindowSpec, choose
 from .problems import DataError, FieldErrors, Problem, Report
 from .readers.fields import Fields, json_rows
 from .readers.jsonl import drop_samples, sample_from_json, write_samples
-from .recorded import COMPRESSED, IMAGE, Recorded, image_size, store_image
+from .recorded import COMPRESSED, IMAGE, SET_BACK, Clock, Recorded, image_size, store_image
 from .schema import SCHEMA_VERSION, Frames, Grid, Provenance, Sample, Style, query_fields
 
 DECISION, STATUS = "cosmos_reason_msgs/msg/Decision", "cosmos_reason_msgs/msg/Status"
@@ -52,11 +52,6 @@ _HOLD_S = 1.0
 _NS = 1_000_000_000
 _BAD_BAG = (ReaderError, OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError)
 _TORN = (McapError, CRCValidationError, EOFError, *_BAD_BAG)
-
-
-_SET_BACK = (
-    "was set back while the bag was recorded (a simulation that began anew): record a bag for each run"
-)
 
 
 @dataclass
@@ -87,6 +82,15 @@ class _Window:
     stamps_ns: tuple[int, ...]
     grid: Grid
     size: tuple[int, int]
+
+    def frames(self, images: str) -> Frames:
+        paths = tuple(self.path(images, stamp) for stamp in self.stamps_ns)
+        return Frames(paths, self.stamps_ns, grid=self.grid, camera=self.camera)
+
+    def path(self, images: str, stamp: int) -> str:
+        """The name tells what is in the file: a later run looks whether it is there already."""
+        topic = re.sub(r"[^\w/]", "_", self.topic.strip("/"), flags=re.ASCII).replace("/", ".")
+        return f"{images}/{topic}/{stamp}_{self.size[1]}x{self.size[0]}.png"
 
 
 def convert(
@@ -147,7 +151,7 @@ def convert(
     failed = _store_images(bag, out, images, [window for *_, windows in wanted for window in windows])
     samples = []
     for row, file, sample, windows in wanted:
-        media = tuple(_frames(images, window) for window in windows)
+        media = tuple(window.frames(images) for window in windows)
         lost = [failed[path] for frames in media for path in dict.fromkeys(frames.paths) if path in failed]
         if lost:
             report.bad_row(file, row, f"{len(lost)} of its frames cannot be used: {lost[0]}")
@@ -187,23 +191,6 @@ def _is_of(sample: Sample, bag: str, stamps: set[int]) -> bool:
     )
 
 
-class _Clock:
-    """Notices stamps that come again in another run of a clock that was set back, by a second or more.
-
-    Stamps that repeat within a run are no other moment: the node takes the first image of each.
-    """
-
-    def __init__(self) -> None:
-        self._newest, self._run = 0, 0
-        self._run_of: dict[int, int] = {}
-
-    def repeats(self, stamp: int) -> bool:
-        if stamp < self._newest - _NS:
-            self._run, self._newest = self._run + 1, stamp
-        self._newest = max(self._newest, stamp)
-        return self._run_of.setdefault(stamp, self._run) != self._run
-
-
 def read_index(bag: Path, report: Report) -> Index:
     """First pass over a bag.
 
@@ -212,7 +199,7 @@ def read_index(bag: Path, report: Report) -> Index:
     """
     index = Index()
     types = _Types()
-    clocks: dict[str, _Clock] = defaultdict(_Clock)
+    clocks: dict[str, Clock] = defaultdict(Clock)
     for message in messages(bag, (IMAGE, COMPRESSED, DECISION, STATUS), report):
         try:
             if message.type in (IMAGE, COMPRESSED):
@@ -426,7 +413,7 @@ def _decision_window(info: Any, index: Index) -> _Window:
 def _check_unique(field: str, stamps: Iterable[int], topic: str, index: Index) -> None:
     several = len(index.ambiguous.get(topic, set()).intersection(stamps))
     if several:
-        what = f"{several} of its frames have stamps that came twice on {topic}: the clock {_SET_BACK}"
+        what = f"{several} of its frames have stamps that came twice on {topic}: the clock {SET_BACK}"
         raise FieldErrors([(field, what)])
 
 
@@ -485,31 +472,20 @@ def _of_label(
     }
     sample = sample_from_json(record)
     if any(later < earlier - _NS for earlier, later in itertools.pairwise(stamps)):
-        raise FieldErrors([("at_s", f"the clock of {topic} {_SET_BACK}")])
+        raise FieldErrors([("at_s", f"the clock of {topic} {SET_BACK}")])
     choice = choose(until, spec, hold_s=_HOLD_S)
     grid = Grid(choice.period_ns, choice.first_tick)
     size = spec.size_for(*index.sizes[topic])
     return sample, (_Window(topic, topic.strip("/").split("/")[0], choice.stamps_ns, grid, size),)
 
 
-def _frames(images: str, window: _Window) -> Frames:
-    paths = tuple(_path(images, window, stamp) for stamp in window.stamps_ns)
-    return Frames(paths, window.stamps_ns, grid=window.grid, camera=window.camera)
-
-
-def _path(images: str, window: _Window, stamp: int) -> str:
-    """The name tells what is in the file: a later run looks whether it is there already."""
-    topic = re.sub(r"[^\w/]", "_", window.topic.strip("/"), flags=re.ASCII).replace("/", ".")
-    return f"{images}/{topic}/{stamp}_{window.size[1]}x{window.size[0]}.png"
-
-
 def _store_images(bag: Path, out: Path, images: str, windows: list[_Window]) -> dict[str, str]:
     """Second pass: one PNG for each image of the windows; returns why, for those that there is none of."""
-    failed = {_path(images, w, stamp): "the image is gone" for w in windows for stamp in w.stamps_ns}
+    failed = {w.path(images, stamp): "the image is gone" for w in windows for stamp in w.stamps_ns}
     wanted: dict[tuple[str, int], dict[str, tuple[int, int]]] = defaultdict(dict)
     for window in windows:
         for stamp in window.stamps_ns:
-            wanted[window.topic, stamp][_path(images, window, stamp)] = window.size
+            wanted[window.topic, stamp][window.path(images, stamp)] = window.size
     tears_were_reported = Report()
     for message in messages(bag, (IMAGE, COMPRESSED), tears_were_reported) if wanted else ():
         try:

@@ -15,6 +15,9 @@ from cosmos_reason_node.ros.convert import convert_compressed, convert_image
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
+# Of a topic's clock, in messages.
+SET_BACK = "was set back while the bag was recorded (a simulation that began anew): record a bag for each run"
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -31,6 +34,26 @@ class Recorded:
     type: str
     definition: str
     serialized: bytes
+
+
+class Clock:
+    """Notices stamps that come again in another run of a clock that was set back, by a second or more.
+
+    Stamps that repeat within a run are no other moment: the node takes the first image of each.
+    """
+
+    def __init__(self) -> None:
+        self._newest_ns, self._run = 0, 0
+        self._run_of: dict[int, int] = {}
+
+    def repeats(self, stamp_ns: int) -> bool:
+        """Whether an earlier run had this stamp; call it for each image of a topic, in the bag's order."""
+        if stamp_ns <= 0:  # none
+            return False
+        if stamp_ns < self._newest_ns - 10**9:
+            self._run, self._newest_ns = self._run + 1, stamp_ns
+        self._newest_ns = max(self._newest_ns, stamp_ns)
+        return self._run_of.setdefault(stamp_ns, self._run) != self._run
 
 
 def image_size(message: Recorded) -> tuple[int, int]:
