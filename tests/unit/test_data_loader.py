@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,12 @@ def test_what_cannot_be_read_stays_in_its_place(windows: Windows):
     assert "bad.mp4 cannot be decoded" in loaded[4].error
     assert loaded[5].patches is None
     assert loaded[5].error == ""
+
+
+def test_workers_start_although_opencv_has_threads_here(windows: Windows):
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 0)  # has them started
+    assert len(list(loader(windows, workers=2, order=[0, 1], timeout_s=60.0))) == 2
 
 
 def test_workers_give_the_same_in_the_same_order(windows: Windows):

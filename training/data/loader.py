@@ -87,6 +87,9 @@ def loader(
 ) -> DataLoader[Loaded]:
     """Iterable of lists of ``batch`` loaded samples.
 
+    With workers, OpenCV works with one thread in this process from now on: those that it has started are not
+    there in a forked worker, which would wait for them for ever.
+
     Args:
         windows: the data set.
         batch: samples a list.
@@ -95,6 +98,8 @@ def loader(
         order: indices into the data set, as wanted; None = as they are. To resume, give those that are left.
         timeout_s: longest wait for one list; then RuntimeError, as a worker hangs.
     """
+    if workers:
+        cv2.setNumThreads(1)
     return DataLoader(
         windows,
         batch_size=batch,
@@ -116,4 +121,3 @@ class _Start:
     def __call__(self, number: int) -> None:
         die_with(self._parent)
         torch.set_num_threads(1)
-        cv2.setNumThreads(1)
