@@ -411,8 +411,7 @@ def _decision_window(info: Any, index: Index) -> _Window:
 
 
 def _check_unique(field: str, stamps: Iterable[int], topic: str, index: Index) -> None:
-    several = len(index.ambiguous.get(topic, set()).intersection(stamps))
-    if several:
+    if several := len(index.ambiguous.get(topic, set()).intersection(stamps)):
         what = f"{several} of its frames have stamps that came twice on {topic}: the clock {SET_BACK}"
         raise FieldErrors([(field, what)])
 
