@@ -146,7 +146,6 @@ def test_images_can_be_scaled_and_compressed(tmp_path):
 
 def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher):
     video = write_video(tmp_path / "a.mp4", steady(5, 10.0))
-    started_s = time.monotonic()
     with replaying(video, loop=True, publish_clock=True, rate=4.0, max_duration_s=2.0) as process:
         output = watcher.watch(process)
     assert process.returncode == 0, output
@@ -156,7 +155,6 @@ def test_a_loop_goes_on_in_time_and_the_clock_runs_at_the_rate(tmp_path, watcher
     assert watcher.seconds[-1] > 1.0  # past the video's end
     assert watcher.clock == sorted(watcher.clock)
     assert watcher.clock[-1] - watcher.clock[0] > 1.3e9
-    assert time.monotonic() - started_s < END_TIMEOUT_S
 
 
 def test_it_starts_without_a_subscriber_in_the_end_and_says_so(tmp_path):
